@@ -1,0 +1,59 @@
+# Everything runs from a virtual environment in .venv that this file makes: `make demo` and `make test` are all a fresh machine needs.
+unexport PYTHONDONTWRITEBYTECODE
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help install demo test test-slow test-gpu lint format pretrain bench-optim clean
+.DEFAULT_GOAL := help
+
+help:  ## list what can be made
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "==> making $(VENV) and installing clipkal with its tested versions (about half a minute, 3 GB of packages)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"clipkal needs Python 3.11 to 3.13, but {sys.executable} is {v.major}.{v.minor}; try: make PYTHON=python3.12 …")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	@UV_PYTHON= $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## make .venv and install clipkal into it
+
+DEMO = clipkal -m dataset=rendered,digits method=zeroshot,adamw,kalman_diagonal,kalman fewshot.shots=1,4,16 seed=1,2,3 \
+       output_dir=outputs/demo tracking=disabled hydra/launcher=joblib hydra.launcher.n_jobs=2
+
+demo: $(STAMP)  ## fine-tune the embedded CLIP on two embedded sets, 72 runs, and report (about 3 minutes)
+	@echo "==> $(DEMO)"
+	@OMP_NUM_THREADS=1 $(BIN)/$(DEMO)
+	@echo "==> clipkal-report outputs/demo"
+	@$(BIN)/clipkal-report outputs/demo
+
+test: $(STAMP)  ## run the tests (under 10 minutes on 2 cores)
+	@echo "==> running the tests"
+	@$(BIN)/python -m pytest --numprocesses auto --durations 10
+
+test-slow: $(STAMP)  ## run the tests that take minutes
+	@$(BIN)/python -m pytest -m slow
+
+test-gpu: $(STAMP)  ## run the tests that need a CUDA device
+	@$(BIN)/python -m pytest -m gpu
+
+lint: $(STAMP)  ## ruff (style and format) and mypy (types)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(STAMP)  ## let ruff format and fix the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+pretrain: $(STAMP)  ## make the embedded mini-CLIP anew (about half an hour; resumable)
+	@$(BIN)/clipkal-pretrain
+
+bench-optim: $(STAMP)  ## time the optimisers against AdamW, as ratios
+	@$(BIN)/python -m benchmarks.optimisers
+
+clean:  ## remove the virtual environment and caches (never results)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

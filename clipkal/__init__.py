@@ -1,0 +1,5 @@
+"""clipkal: few-shot fine-tuning of CLIP with Bayesian Kalman natural gradients, and honest uncertainty
+about it.
+"""
+
+__version__ = "0.1.0"

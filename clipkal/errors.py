@@ -1,0 +1,21 @@
+"""Errors that are the user's to mend: each is one clear line that names the file, the key and the way out."""
+
+
+class ClipkalError(Exception):
+    """Base of every error caused by input; the command line prints its one line and exits with 2."""
+
+
+class ConfigError(ClipkalError):
+    """A setting is unknown, missing or contradicts another."""
+
+
+class DataError(ClipkalError):
+    """A dataset, split, image or feature file is missing, broken or does not fit the task."""
+
+
+class BackboneError(ClipkalError):
+    """A backbone cannot be built or its weights do not fit."""
+
+
+class CheckpointError(ClipkalError):
+    """A checkpoint or saved adapter is missing, damaged or belongs to another run."""
