@@ -1,0 +1,48 @@
+"""FGVC-Aircraft's own lists, the one dataset of CoOp's that has no split file.
+
+`variants.txt` names the classes in label order; each line of `images_variant_{train,val,test}.txt` is the
+number of an image and its class name; image 0034309 is `images/0034309.jpg`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipkal.errors import DataError
+
+VARIANTS = "variants.txt"
+Rows = dict[str, list[tuple[str, int, str]]]  # part -> (path, label, class name)
+
+
+def is_aircraft(folder: Path) -> bool:
+    """Whether the folder holds FGVC-Aircraft's lists."""
+    return (folder / VARIANTS).is_file()
+
+
+def read_lists(folder: Path) -> Rows:
+    """The rows of train, val and test, as a split file would hold them.
+
+    Raises:
+        DataError: a list is missing, or names a class that `variants.txt` does not.
+    """
+    classes = _lines(folder / VARIANTS)
+    labels = {name: label for label, name in enumerate(classes)}
+    rows: Rows = {}
+    for part in ("train", "val", "test"):
+        file = folder / f"images_variant_{part}.txt"
+        rows[part] = []
+        for line in _lines(file):
+            number, _, name = line.partition(" ")
+            if name not in labels:
+                raise DataError(f"{file}: the class {name!r} of image {number!r} is not in {VARIANTS}")
+            rows[part].append((f"{number}.jpg", labels[name], name))
+    return rows
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file}: cannot be read ({error}); FGVC-Aircraft needs it beside {VARIANTS}"
+        ) from error

@@ -1,0 +1,73 @@
+"""Names that people type: nearest matches in errors, class names, and the prompts made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+from clipkal.errors import ClipkalError, ConfigError, DataError
+
+
+def choose(kind: str, name: str, known: Sequence[str], error: type[ClipkalError] = DataError) -> str:
+    """`name` if it is known; else raises `error`, which lists the known names and points to the nearest."""
+    if name in known:
+        return name
+    near = get_close_matches(str(name).lower(), [str(k) for k in known], n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise error(f"{kind} {name!r} is unknown{hint} (known: {shortened(known)})")
+
+
+def shortened(names: Sequence[object], most: int = 12) -> str:
+    """The names with commas; of a long list the first `most` and how many more there are."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(str(n) for n in list(names)[:most]) + rest
+
+
+def spoken(name: str) -> str:
+    """A class name as it stands in a sentence: underscores become spaces (as in CoOp)."""
+    return name.replace("_", " ")
+
+
+def renamed(keys: Sequence[str], names: Mapping[str, str] | Sequence[str] | None) -> list[str]:
+    """The class names to show for `keys` (folder names, or the names a file gives).
+
+    Args:
+        keys: C keys in label order.
+        names: None to keep the keys; a mapping key -> name for some of them, or for all of them and others;
+            or a list of C names in label order.
+
+    Raises:
+        DataError: a list of another length, or a mapping of some with a key that is no class.
+    """
+    if names is None:
+        return list(keys)
+    if isinstance(names, Mapping):
+        if not all(key in names for key in keys):
+            for key in names:
+                choose("dataset.class_names: class", str(key), keys)
+        return [str(names.get(key, key)) for key in keys]
+    if len(names) != len(keys):
+        raise DataError(
+            f"dataset.class_names lists {len(names)} names but the dataset has {len(keys)} classes"
+        )
+    return [str(name) for name in names]
+
+
+def fill_templates(templates: Sequence[str], phrases: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Every template with every phrase of a class in place of its `{}`.
+
+    Args:
+        templates: sentences such as "a photo of a {}."
+        phrases: for each class the ways to name it.
+
+    Raises:
+        ConfigError: no template, or one without exactly one `{}`.
+    """
+    if not templates:
+        raise ConfigError(
+            "dataset.templates is empty; give at least one sentence with {}, e.g. 'a photo of a {}.'"
+        )
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ConfigError(f"dataset.templates: {template!r} must contain {{}} exactly once")
+    return [[t.replace("{}", spoken(p)) for t in templates for p in ways] for ways in phrases]

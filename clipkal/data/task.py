@@ -1,0 +1,203 @@
+"""The few-shot task: shots drawn from a dataset, the sets it is measured on, and the record of the draw."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from clipkal.data.names import choose
+from clipkal.data.protocol import PROTOCOLS, base_or_new
+from clipkal.data.sets import AnySet, Dataset, check_sets, check_text_features, occurring_classes
+from clipkal.data.shotlist import fingerprint, list_items, positions_of, read_shot_list
+from clipkal.errors import ConfigError, DataError
+
+VALIDATIONS = ("none", "fewshot", "full")
+SUBSETS = ("all", "base", "new")
+SHORT_CLASS = ("error", "keep")
+RECORD_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class FewShotTask:
+    """What a run learns from and is measured on.
+
+    Attributes:
+        name: the dataset's name.
+        class_names, prompts: C names, and for each the sentences of its ensemble.
+        shots: the training set.
+        val: the validation set, or None where the run validates on nothing.
+        test: the in-distribution test set, never subsampled.
+        ood: test sets under shift by name; each is scored over the classes that occur in it.
+        text_features: float32 [C, d] with unit rows, or None before a backbone has seen the prompts.
+        logit_scale: the factor on the cosine, or None.
+        record: what was drawn and how, JSON-able; goes to `shots.json`.
+    """
+
+    name: str
+    class_names: list[str]
+    prompts: list[list[str]]
+    shots: AnySet
+    val: AnySet | None
+    test: AnySet
+    ood: dict[str, Any]  # dict[str, AnySet]
+    text_features: Tensor | None
+    logit_scale: float | None
+    record: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        check_sets(self.name, len(self.class_names), self.sets())
+        check_text_features(self.name, self.text_features, len(self.class_names))
+
+    def sets(self) -> dict[str, AnySet]:
+        """Every set by role or OOD name."""
+        own: dict[str, AnySet] = {"shots": self.shots, "test": self.test}
+        return own | ({"val": self.val} if self.val is not None else {}) | self.ood
+
+
+def draw_task(
+    dataset: Dataset,
+    shots: int | str,
+    seed: int,
+    validation: str = "none",
+    protocol: str = "coop",
+    *,
+    short_class: str = "error",
+    subset: str = "all",
+    shot_list: str | Path | None = None,
+) -> FewShotTask:
+    """Draws the shots of one seed.
+
+    Args:
+        dataset: where they come from.
+        shots: images per class; "all" (or a negative number) takes every training image.
+        seed: 0, 1, 2, …
+        validation: "none"; "fewshot" draws min(shots, 4) per class from the val pool, after the train shots
+            on the same stream (the whole pool where shots is "all", as in CoOp); "full" takes the whole val
+            pool. Never the test set.
+        protocol: a name in `PROTOCOLS`.
+        short_class: what to do with a class that has fewer training images than shots: "error", or "keep"
+            what it has.
+        subset: "all", or the "base" or "new" half of the classes (the first ceil(C/2) sorted labels are
+            base). Applied after drawing, to every set; the labels then count from 0.
+        shot_list: a file with another's list of images to use instead of drawing: a `shots.json` of ours, or
+            an index file in the format of cross_modal_adaptation.
+
+    Raises:
+        ConfigError: a choice is unknown or the seed is negative.
+        DataError: the dataset cannot give what is asked (a short class, no val images), or the list does not
+            fit it.
+    """
+    per_class = parse_shots(shots)
+    choose("fewshot.validation", validation, VALIDATIONS, ConfigError)
+    choose("fewshot.subset", subset, SUBSETS, ConfigError)
+    choose("fewshot.short_class", short_class, SHORT_CLASS, ConfigError)
+    choose("fewshot.protocol", protocol, list(PROTOCOLS), ConfigError)
+    if seed < 0:
+        raise ConfigError(f"seed={seed}: seeds count from 0 (Python's generator would take -1 for 1)")
+    how: dict[str, Any] = {
+        "shots": "all" if per_class < 1 else per_class,
+        "seed": seed,
+        "validation": validation,
+        "subset": subset,
+    }
+    if shot_list is not None:
+        train, val, source = _listed(dataset, Path(shot_list), validation)
+        how |= {"protocol": "list", "list": source}
+    else:
+        train, val = _drawn(dataset, per_class, seed, validation, protocol, short_class)
+        how |= {"protocol": protocol, "short_class": short_class}
+    return _assemble(dataset, train, val, how)
+
+
+def parse_shots(shots: int | str) -> int:
+    """Images per class, or -1 for "all".
+
+    Raises:
+        ConfigError: neither "all" nor an integer, or 0 (which CoOp takes for "all" and readers for none).
+    """
+    if shots == "all":
+        return -1
+    try:
+        number = int(shots)
+    except (TypeError, ValueError):
+        number = 0
+    if number == 0 or isinstance(shots, bool | float):
+        raise ConfigError(
+            f"fewshot.shots={shots}: give a number from 1 on, or all; for no training choose method=zeroshot"
+        )
+    return max(number, -1)
+
+
+def _drawn(
+    dataset: Dataset, shots: int, seed: int, validation: str, protocol: str, short_class: str
+) -> tuple[AnySet, AnySet | None]:
+    if short_class == "error":
+        _refuse_short_classes(dataset, shots)
+    pool = dataset.val
+    if pool is None and validation != "none":
+        raise DataError(
+            f"dataset {dataset.name!r} has no validation images; set fewshot.validation=none, "
+            "or dataset.val_fraction=0.1 where it is a folder"
+        )
+    val_labels = [] if pool is None else pool.labels.tolist()
+    train, val = PROTOCOLS[protocol](dataset.train.labels.tolist(), val_labels, shots, seed)
+    shots_of_val = pool.subset(val) if pool is not None and validation == "fewshot" else None
+    return dataset.train.subset(train), pool if validation == "full" else shots_of_val
+
+
+def _refuse_short_classes(dataset: Dataset, shots: int) -> None:
+    counts = Counter(dataset.train.labels.tolist())
+    short = [c for c in range(len(dataset.class_names)) if counts[c] < shots]
+    if short:
+        more = f" (and {len(short) - 1} more classes)" if len(short) > 1 else ""
+        raise DataError(
+            f"dataset {dataset.name!r}: class {dataset.class_names[short[0]]!r} has {counts[short[0]]} "
+            f"training images, fewer than fewshot.shots={shots}{more}; ask for fewer shots, "
+            "or set fewshot.short_class=keep to take what there is"
+        )
+
+
+def _listed(dataset: Dataset, path: Path, validation: str) -> tuple[AnySet, AnySet | None, dict[str, str]]:
+    listing = read_shot_list(path)
+    train = positions_of(listing.train, dataset.train, dataset.class_names, path)
+    val = dataset.val if validation == "full" else None
+    if validation == "fewshot":
+        if not listing.val:
+            raise DataError(f"{path}: lists no val images; set fewshot.validation=none or full")
+        pool = dataset.val if dataset.val is not None else dataset.train
+        val = pool.subset(positions_of(listing.val, pool, dataset.class_names, path))
+        if pool is dataset.train and (both := set(val.ids) & {dataset.train.ids[i] for i in train}):
+            raise DataError(f"{path}: lists {min(both)!r} both for training and for validation")
+    return dataset.train.subset(train), val, {"file": path.name, "sha256": listing.sha256}
+
+
+def _assemble(dataset: Dataset, shots: AnySet, val: AnySet | None, how: dict[str, Any]) -> FewShotTask:
+    """Applies base-to-new to every set and writes the record."""
+    kept = list(range(len(dataset.class_names)))
+    if how["subset"] != "all":
+        kept = base_or_new(dataset.train.labels.tolist(), how["subset"])
+    names = [dataset.class_names[c] for c in kept]
+    shots, test = _restricted(shots, kept), _restricted(dataset.test, kept)
+    val = None if val is None else _restricted(val, kept)
+    ood = {name: part for name, s in dataset.ood.items() if len(part := _restricted(s, kept))}
+    items = list_items(shots, names), [] if val is None else list_items(val, names)
+    spaces = {role: len(occurring_classes(s.labels)) for role, s in {"test": test, **ood}.items()}
+    record = {"schema_version": RECORD_VERSION, "dataset": dataset.name, **how, "classes": len(names)}
+    record |= {"label_spaces": spaces, "sha256": fingerprint(*items), "train": items[0], "val": items[1]}
+    text = None if dataset.text_features is None else dataset.text_features[kept]
+    prompts = [dataset.prompts[c] for c in kept]
+    return FewShotTask(dataset.name, names, prompts, shots, val, test, ood, text, dataset.logit_scale, record)
+
+
+def _restricted(one: AnySet, kept: list[int]) -> AnySet:
+    """The items whose label is in `kept`, relabelled by its place there."""
+    place = {label: i for i, label in enumerate(kept)}
+    labels = one.labels.tolist()
+    if all(place.get(label) == label for label in labels):
+        return one
+    part = one.subset([i for i, label in enumerate(labels) if label in place])
+    return part.with_labels(part.labels.new_tensor([place[label] for label in part.labels.tolist()]))
