@@ -1,0 +1,185 @@
+"""Images through the frozen visual tower: one unit-norm feature each, computed once and cached."""
+
+import copy
+import logging
+import multiprocessing
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from clipkal import files
+from clipkal.backbones.cache import CacheDir, Entry, Header, load_or_compute
+from clipkal.backbones.openclip import DTYPES, Backbone
+from clipkal.backbones.progress import progress_bar
+from clipkal.data.sets import FeatureSet, ImageSet
+from clipkal.errors import BackboneError, ConfigError, DataError
+
+log = logging.getLogger(__name__)
+Problem = tuple[int, str]  # place in the set, what is wrong
+Batch = tuple[Tensor | None, list[Problem]]  # images [n, 3, H, W], and those of the batch that cannot be read
+
+
+def image_features(
+    backbone: Backbone,
+    image_set: ImageSet,
+    cache_dir: CacheDir = None,
+    precision: str | None = None,
+    workers: int = 0,
+    progress: bool = True,
+    on_bad_image: str = "error",
+) -> tuple[FeatureSet, list[str]]:
+    """The set seen through the backbone.
+
+    Args:
+        backbone: see `load_backbone`.
+        image_set: N images.
+        cache_dir: feature cache; None = `$CLIPKAL_CACHE` or `~/.cache/clipkal`; False or "off" = no cache.
+        precision: fp32, fp16 or bf16 arithmetic in the visual tower; None = the backbone's own.
+        workers: processes that decode while the model encodes; 0 = decode here, batch after batch.
+        progress: a bar on terminals for work of more than two seconds.
+        on_bad_image: "error" or "skip", for images that cannot be decoded.
+
+    Returns:
+        features float32 [N - skipped, d] with unit rows, and the ids of the images that were skipped.
+
+    Raises:
+        DataError: an image cannot be decoded and `on_bad_image` is "error", or no image is left.
+        BackboneError: a feature is not finite (fp16 overflows in some models).
+    """
+    if on_bad_image not in ("error", "skip"):
+        raise ConfigError(f"data.on_bad_image={on_bad_image}: choose error or skip")
+    precision = precision or backbone.precision
+    if precision not in DTYPES:
+        raise ConfigError(f"backbone.precision={precision}: choose one of {', '.join(DTYPES)}")
+    strict = on_bad_image == "error"
+    entry = load_or_compute(
+        cache_dir,
+        _header(backbone, image_set, precision),
+        compute=lambda: _encode(backbone, image_set, precision, workers, progress, strict),
+        accept=lambda found: all(not strict and _unreadable(image_set, i) for i in found["skipped"].tolist()),
+    )
+    return _feature_set(image_set, entry)
+
+
+def _header(backbone: Backbone, image_set: ImageSet, precision: str) -> Header:
+    """Everything that defines the features of this set."""
+    return {
+        "kind": "images",
+        **backbone.identity,
+        "precision": precision,
+        "transform": backbone.transform,
+        "set": image_set.digest,
+        "ids": files.digest(*image_set.ids),
+        "labels": files.digest(image_set.labels.numpy().tobytes()),
+    }
+
+
+def _feature_set(image_set: ImageSet, entry: Entry) -> tuple[FeatureSet, list[str]]:
+    bad = entry["skipped"].tolist()
+    dropped = set(bad)
+    kept = [i for i in range(len(image_set)) if i not in dropped]
+    ids = [image_set.ids[i] for i in kept]
+    seen = FeatureSet(image_set.name, ids, image_set.labels[kept], entry["features"])
+    return seen, [image_set.ids[i] for i in bad]
+
+
+def _unreadable(image_set: ImageSet, i: int) -> bool:
+    try:
+        image_set.decode(i)
+    except DataError:
+        return True
+    return False
+
+
+def _encode(
+    backbone: Backbone, image_set: ImageSet, precision: str, workers: int, progress: bool, strict: bool
+) -> Entry:
+    """features float32 [N - skipped, d] in the set's order and the places of skipped images, int64."""
+    model = reduced_precision(backbone.model, precision)
+    rows: list[Tensor] = []
+    skipped: list[Problem] = []
+    with progress_bar(f"features of {image_set.name}", len(image_set), progress) as advance:
+        for images, problems in _batches(backbone, image_set, workers):
+            if problems and strict:
+                raise DataError(problems[0][1])
+            skipped += problems
+            if images is not None:
+                rows.append(encode(model, images.to(backbone.device, non_blocking=True)).cpu())
+            advance(len(problems) + (0 if images is None else len(images)))
+    if skipped:
+        log.warning("%s: %d images skipped, the first: %s", image_set.name, len(skipped), skipped[0][1])
+    if not rows:
+        raise DataError(f"{image_set.name}: not one of its {len(image_set)} images can be used")
+    features = torch.cat(rows)
+    if not bool(features.isfinite().all()):
+        raise BackboneError(
+            f"{backbone.name} gives features that are not finite for {image_set.name} in {precision}; type "
+            "backbone.precision=" + ("bf16 or fp32" if precision == "fp16" else "fp32, or check the weights")
+        )
+    return {"features": features, "skipped": torch.tensor([place for place, _ in skipped], dtype=torch.int64)}
+
+
+@torch.no_grad()
+def encode(model: nn.Module, images: Tensor) -> Tensor:
+    """Images [B, 3, H, W] to float32 [B, d] with unit rows, in the dtype of the visual tower.
+
+    `no_grad` rather than `inference_mode`: the features go on into training, which inference tensors cannot.
+    """
+    tower: Any = model
+    dtype = next(tower.visual.parameters()).dtype
+    return F.normalize(tower.encode_image(images.to(dtype)).float(), dim=-1)
+
+
+def reduced_precision(model: nn.Module, precision: str) -> nn.Module:
+    """The model with its visual tower cast to `precision`: itself for fp32, else a copy sharing the rest.
+
+    A cast tower rather than autocast: autocast makes attention on a CPU six times slower than float32.
+    """
+    if DTYPES[precision] == torch.float32:
+        return model
+    shared = {id(child): child for name, child in model.named_children() if name != "visual"}
+    clone: Any = copy.deepcopy(model, shared)
+    clone.visual.to(DTYPES[precision])
+    return clone
+
+
+def _batches(backbone: Backbone, image_set: ImageSet, workers: int) -> Iterator[Batch]:
+    batches = -(-len(image_set) // backbone.batch_size)
+    if batches == 1 or multiprocessing.current_process().daemon:  # a daemon may not start processes
+        workers = 0
+    loader: DataLoader = DataLoader(
+        _Decoded(image_set, backbone.preprocess),
+        batch_size=backbone.batch_size,
+        num_workers=min(workers, batches),
+        collate_fn=_collate,
+        pin_memory=backbone.device.type == "cuda",
+        generator=torch.Generator(),  # the default one would draw from the global random stream
+    )
+    yield from loader
+
+
+class _Decoded(TorchDataset):
+    """Place -> (place, image or None, what is wrong): errors travel as values between processes."""
+
+    def __init__(self, image_set: ImageSet, preprocess: Any):
+        self.image_set, self.preprocess = image_set, preprocess
+
+    def __len__(self) -> int:
+        return len(self.image_set)
+
+    def __getitem__(self, i: int) -> tuple[int, Tensor | None, str]:
+        try:
+            return i, self.preprocess(self.image_set.decode(i)), ""
+        except DataError as error:
+            return i, None, str(error)
+
+
+def _collate(items: list[tuple[int, Tensor | None, str]]) -> Batch:
+    good = [image for _, image, _ in items if image is not None]
+    images = torch.stack(good) if good else None
+    return images, [(i, problem) for i, image, problem in items if image is None]
