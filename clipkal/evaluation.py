@@ -1,0 +1,288 @@
+"""Evaluation: every set through every predictive, to metrics, an OOD-detection table and one row per image.
+
+The label space of a set: the ID set is scored over all classes; an OOD set over the classes that occur in
+it (as is usual for ImageNet-A and -R, which have 200 of the 1000), by leaving the other logits out before
+the softmax. Detection compares scores *between* sets, so it always uses all classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from clipkal.errors import ConfigError
+from clipkal.metrics import auroc, classification_metrics, fpr95, msp, reliability
+from clipkal.metrics.calibration import BINS
+from clipkal.uncertainty import PREDICTIVES, Prediction
+from clipkal.uncertainty.fitting import temperatures as temperatures_of
+from clipkal.uncertainty.predictor import Model, Posterior, Predictor, evaluation_mode
+from clipkal.uncertainty.views import Images, View, predict
+
+SCALED = "_scaled"
+"""Suffix of a predictive whose logits were divided by a fitted temperature."""
+
+
+class LabelledSet(Protocol):
+    """What is evaluated: a `FeatureSet`, or anything whose `features[start:stop]` gives a batch of model
+    inputs.
+    """
+
+    @property
+    def ids(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def features(self) -> Tensor: ...
+
+
+@dataclass
+class SetEvaluation:
+    """One set: its labels, and per predictive a `Prediction`, metrics and detection scores.
+
+    Attributes: role: "id" or "ood". ids, labels: N names and class indices (int64, among all C classes).
+        classes: the label space, ascending indices among all C classes. predictions: over the label space,
+        columns in the order of `classes`. metrics: as `classification_metrics`, with the mean entropy,
+        aleatoric and epistemic parts (nats), the `reliability` bins, and `temperature` where one was
+        applied. scores: per predictive the scores of `clipkal.metrics.SCORES` over all C classes, each
+        (N,).
+    """
+
+    role: str
+    ids: list[str]
+    labels: Tensor
+    classes: list[int]
+    predictions: dict[str, Prediction] = field(default_factory=dict)
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
+    scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+    def frame(self, name: str, predictive: str, probabilities: bool = True) -> pd.DataFrame:
+        """The rows of `Evaluation.frame` for this set, called `name`, and one predictive."""
+        one, space = self.predictions[predictive], torch.tensor(self.classes)
+        columns: dict[str, Any] = {
+            "set": name,
+            "role": self.role,
+            "id": self.ids,
+            "label": self.labels.numpy(),
+        }
+        columns |= {"predictive": predictive, "predicted": space[one.predicted].numpy()}
+        columns |= {"confidence": one.confidence.numpy()}
+        if probabilities:
+            columns["probs"] = list(one.probs.float().numpy())
+        columns |= {"entropy": one.entropy.numpy(), "aleatoric": one.aleatoric.numpy()}
+        return pd.DataFrame(columns | {"epistemic": one.epistemic.numpy()})
+
+
+@dataclass
+class Evaluation:
+    """What a run is worth.
+
+    Attributes:
+        sets: per set name.
+        detection: {ood set: {score: {auroc, fpr95, predictive, n_id, n_ood}}}, see `detection_table`.
+        settings: {samples, seed, bins, temperatures}.
+    """
+
+    sets: dict[str, SetEvaluation]
+    detection: dict[str, dict[str, dict[str, Any]]]
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The parts `sets`, `detection` and `evaluation` of results.json: numbers, lists and dictionaries
+        only.
+        """
+        sets = {
+            name: {"role": one.role, "label_space": one.classes, "predictive": one.metrics}
+            for name, one in self.sets.items()
+        }
+        return {"sets": sets, "detection": self.detection, "evaluation": self.settings}
+
+    def frame(self, probabilities: bool = True) -> pd.DataFrame:
+        """One row per set, predictive and image, for predictions.parquet.
+
+        Columns: set, role, id, label, predictive, predicted, confidence, probs, entropy, aleatoric,
+        epistemic. `label` and `predicted` count among all classes; `probs` is a float32 array over the
+        set's label space (`label_space` in results.json), left out with probabilities=False: 1000 classes
+        take 4 kB an image and predictive.
+        """
+        parts = [
+            one.frame(name, p, probabilities) for name, one in self.sets.items() for p in one.predictions
+        ]
+        return pd.concat(parts, ignore_index=True)
+
+
+def evaluate(
+    model: Model,
+    posterior: Posterior | None,
+    sets: Mapping[str, tuple[str, LabelledSet]],
+    predictives: Sequence[str] = ("plugin", "sampled"),
+    n_samples: int = 64,
+    seed: int = 0,
+    temperature: float | Mapping[str, float] | None = None,
+    batch_size: int = 1024,
+    bins: int = BINS,
+) -> Evaluation:
+    """Predicts every set with every predictive and scores the predictions on the full set.
+
+    Args:
+        model: inputs (B, …) -> logits (B, C); put in evaluation mode meanwhile if it is a module.
+        posterior: for `sampled` and `probit`; None leaves these two out.
+        sets: name -> (role, set), role "id" or "ood"; the first "id" set is the reference of OOD detection.
+        predictives: names from `clipkal.uncertainty.PREDICTIVES`.
+        n_samples: posterior draws for `sampled`.
+        seed: which draws; see `clipkal.uncertainty.predictor`.
+        temperature: adds for each predictive a second one, with the suffix "_scaled", whose logits are
+            divided by this temperature; a mapping gives it per predictive (see `fit_temperatures`).
+        batch_size: most images a forward pass; fewer are drawn at a time where the memory budget asks for
+            it.
+        bins: of the calibration errors.
+
+    Raises:
+        ConfigError: an unknown predictive or role, no set, n_samples < 1, or a posterior that cannot do
+            `probit`.
+        FloatingPointError: a logit is not finite; names the set and the images.
+        ValueError: a set is empty or has a label that the model does not know.
+    """
+    names = _predictive_names(predictives, posterior, n_samples)
+    roles = [role for role, _ in sets.values()]
+    if not sets or set(roles) - {"id", "ood"}:
+        raise ConfigError(f"evaluation needs sets with role 'id' or 'ood', got {roles}")
+    temperatures = _temperatures(temperature, names)
+    predictor = Predictor(model, posterior, n_samples, seed, batch_size)
+    with evaluation_mode(model):
+        evaluated = _predict(predictor, sets, names, temperatures)
+    for one in evaluated.values():
+        _score(one, temperatures, bins)
+    settings = {"samples": n_samples if "sampled" in names else 0, "seed": seed, "bins": bins}
+    return Evaluation(evaluated, detection_table(evaluated), settings | {"temperatures": temperatures})
+
+
+def fit_temperatures(
+    model: Model,
+    posterior: Posterior | None,
+    validation: LabelledSet,
+    predictives: Sequence[str] = ("plugin", "sampled"),
+    n_samples: int = 64,
+    seed: int = 0,
+    batch_size: int = 1024,
+    prior_sd: float = 1.0,
+) -> dict[str, float]:
+    """One temperature per predictive, fitted on validation images; for `evaluate(temperature=…)`.
+
+    Arguments and errors as `evaluate`; `prior_sd` as `clipkal.uncertainty.fit_temperature`.
+    """
+    names = _predictive_names(predictives, posterior, n_samples)
+    predictor = Predictor(model, posterior, n_samples, seed, batch_size)
+    with evaluation_mode(model):
+        return temperatures_of(predictor, validation.features, validation.labels.cpu(), names, prior_sd)
+
+
+def detection_table(sets: Mapping[str, SetEvaluation]) -> dict[str, dict[str, dict[str, Any]]]:
+    """AUROC and FPR95 of telling each OOD set from the first ID set, per score; empty without such a pair.
+
+    The scores msp, entropy and mutual_information are those of the reported predictive (`sampled`, else
+    `probit`, else `plugin`); beside a Bayesian one, plugin_msp and plugin_entropy show what the posterior
+    adds.
+    """
+    reference = next((one for one in sets.values() if one.role == "id"), None)
+    if reference is None:
+        return {}
+    reported = next(p for p in ("sampled", "probit", *reference.scores) if p in reference.scores)
+    pairs = {score: (reported, score) for score in reference.scores[reported]}
+    if reported != "plugin" and "plugin" in reference.scores:
+        pairs |= {f"plugin_{score}": ("plugin", score) for score in reference.scores["plugin"]}
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, one in sets.items():
+        if one.role == "ood":
+            table[name] = {
+                key: _separation(reference.scores[p][score], one.scores[p][score]) | {"predictive": p}
+                for key, (p, score) in pairs.items()
+            }
+    return table
+
+
+def _separation(low: Tensor, high: Tensor) -> dict[str, Any]:
+    return {"auroc": auroc(low, high), "fpr95": fpr95(low, high), "n_id": len(low), "n_ood": len(high)}
+
+
+def _predict(
+    predictor: Predictor,
+    sets: Mapping[str, tuple[str, LabelledSet]],
+    names: Sequence[str],
+    temperatures: Mapping[str, float],
+) -> dict[str, SetEvaluation]:
+    """Every set with its predictions over its own label space and its detection scores over all classes."""
+    keys = {p: (p, 1.0) for p in names} | {p + SCALED: (p, t) for p, t in temperatures.items()}
+    evaluated: dict[str, SetEvaluation] = {}
+    images: dict[str, Images] = {}
+    classes = predictor.classes(next(iter(sets.values()))[1].features, next(iter(sets)))
+    spaces: dict[str, tuple[int, ...] | None] = {}
+    for name, (role, data) in sets.items():
+        labels = data.labels.cpu()
+        spaces[name] = _label_space(name, role, labels, classes)
+        views = [View(p, t, space) for p, t in keys.values() for space in {None, spaces[name]}]
+        images[name] = Images(data.features, len(labels), views)
+        evaluated[name] = SetEvaluation(role, list(data.ids), labels, [])
+    for name, found in predict(predictor, images).items():
+        one = evaluated[name]
+        for key, (p, t) in keys.items():
+            one.predictions[key] = found[View(p, t, spaces[name])]
+            one.scores[key] = _scores(found[View(p, t)], p)
+        one.classes = list(spaces[name] or range(classes))
+    return evaluated
+
+
+def _label_space(name: str, role: str, labels: Tensor, classes: int) -> tuple[int, ...] | None:
+    """The classes a set is scored over, ascending; None for all of them."""
+    if not len(labels) or int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise ValueError(f"the set {name!r} is empty or has a label outside [0, {classes})")
+    occurring = tuple(labels.unique().tolist())
+    return occurring if role == "ood" and len(occurring) < classes else None
+
+
+def _scores(prediction: Prediction, predictive: str) -> dict[str, Tensor]:
+    scores = {"msp": msp(prediction.probs), "entropy": prediction.entropy}
+    return scores if predictive == "plugin" else scores | {"mutual_information": prediction.epistemic}
+
+
+def _score(one: SetEvaluation, temperatures: Mapping[str, float], bins: int) -> None:
+    """Fills in the metrics of every prediction, and drops the logarithms, which nothing needs afterwards."""
+    labels = torch.searchsorted(torch.tensor(one.classes), one.labels)
+    for key, prediction in one.predictions.items():
+        values = classification_metrics(prediction.probs, labels, bins, prediction.log_probs)
+        for part in ("entropy", "aleatoric", "epistemic"):
+            values[part] = getattr(prediction, part).mean().item()
+        values["reliability"] = [asdict(b) for b in reliability(prediction.probs, labels, bins)]
+        if key.endswith(SCALED):
+            values["temperature"] = temperatures[key.removesuffix(SCALED)]
+        one.metrics[key] = values
+        one.predictions[key] = prediction.without_logs()
+
+
+def _predictive_names(predictives: Sequence[str], posterior: Any, n_samples: int) -> list[str]:
+    names = list(dict.fromkeys(predictives))
+    if unknown := [name for name in names if name not in PREDICTIVES]:
+        raise ConfigError(f"predictive {unknown[0]!r} is unknown; choose from {', '.join(PREDICTIVES)}")
+    if posterior is None:
+        names = [name for name in names if name == "plugin"] or ["plugin"]
+    if "probit" in names and not hasattr(posterior, "logit_covariance"):
+        raise ConfigError(
+            f"predictive 'probit' needs the logit covariance, which {type(posterior).__name__} does "
+            "not give; choose sampled"
+        )
+    if not names or n_samples < 1:
+        raise ConfigError(
+            f"evaluation needs at least one predictive and one sample, got {names}, {n_samples}"
+        )
+    return names
+
+
+def _temperatures(temperature: float | Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float]:
+    if temperature is None:
+        return {}
+    given = temperature if isinstance(temperature, Mapping) else dict.fromkeys(names, temperature)
+    if bad := [t for t in given.values() if not 0 < t < float("inf")]:
+        raise ConfigError(f"a temperature must be positive and finite, got {bad[0]}")
+    return {name: float(given[name]) for name in names if name in given}

@@ -1,0 +1,60 @@
+"""Selective prediction: how the error rate falls when the least confident images are left out."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipkal.metrics.checks import checked_scores
+
+
+def risk_coverage(confidence: Any, correct: Any) -> tuple[Tensor, Tensor]:
+    """The risk–coverage curve (El-Yaniv & Wiener 2010).
+
+    Images are accepted from the most to the least confident. Within a group of equal confidence the order
+    is arbitrary, so the curve is its expectation over all orders: errors arrive evenly over the group.
+
+    Args:
+        confidence: any score, higher = more certain, shape (N,), finite.
+        correct: whether each prediction is right, bool or 0/1, shape (N,).
+
+    Returns:
+        (coverage, risk), each float64 (N,): coverage k/N for k = 1…N, risk the expected share of errors
+        among the k accepted images, in [0, 1].
+
+    Raises:
+        ValueError: empty or different lengths, a confidence that is not finite, or `correct` other than
+            0/1.
+    """
+    confidence = checked_scores(confidence, "confidences")
+    correct = checked_scores(correct, "outcomes")
+    if len(correct) != len(confidence) or not ((correct == 0) | (correct == 1)).all():
+        raise ValueError("outcomes must be one 0/1 value per confidence")
+    levels, group, size = torch.unique(-confidence, return_inverse=True, return_counts=True)
+    share = torch.bincount(group, 1 - correct, minlength=len(levels)) / size
+    accepted = torch.arange(1, len(correct) + 1, dtype=torch.float64)
+    risk = torch.repeat_interleave(share, size).cumsum(0) / accepted
+    return accepted / len(correct), risk.clamp(0, 1)
+
+
+def aurc(confidence: Any, correct: Any) -> float:
+    """Area under the risk–coverage curve, mean_k risk(k/N), in [0, 1]; low is good.
+
+    Source: Geifman et al. (2019), arXiv 1805.08206. A model without errors has 0; scores that say nothing
+        give the error rate.
+    """
+    return risk_coverage(confidence, correct)[1].mean().item()
+
+
+def risk_at_coverage(confidence: Any, correct: Any, coverage: float) -> float:
+    """Expected share of errors among the ⌈coverage · N⌉ most confident images, in [0, 1].
+
+    Raises:
+        ValueError: as `risk_coverage`, or coverage outside (0, 1].
+    """
+    if not 0 < coverage <= 1:
+        raise ValueError(f"coverage must be in (0, 1], got {coverage}")
+    risk = risk_coverage(confidence, correct)[1]
+    accepted = math.ceil(round(coverage * len(risk), 9))  # 0.07 * 100 is 7.000000000000001
+    return risk[accepted - 1].item()

@@ -1,0 +1,272 @@
+"""`evaluate` on a linear model with a known Gaussian posterior: label spaces, seeds, tables, files."""
+
+import json
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+from clipkal.errors import ConfigError
+from clipkal.evaluation import Evaluation, detection_table, evaluate, fit_temperatures
+from clipkal.files import write_json
+from clipkal.metrics import auroc, classification_metrics, fpr95
+from clipkal.uncertainty import predictor
+
+D, C, SD = 8, 5, 0.7
+
+
+@dataclass
+class Features:
+    ids: list[str]
+    labels: Tensor
+    features: Tensor
+
+
+class Linear(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(3 * torch.randn(C, D, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.weight.T
+
+
+class GaussianPosterior:
+    """W ~ N(weight, SD² I): parameters come from the generator, so every batch sees the same draws."""
+
+    def __init__(self, model: Linear) -> None:
+        self.model, self.calls = model, 0
+
+    def logit_samples(self, inputs: Tensor, n: int, generator: torch.Generator) -> Tensor:
+        self.calls += 1
+        weights = self.model.weight + SD * torch.randn(n, C, D, generator=generator)
+        return torch.einsum("bd,ncd->nbc", inputs, weights)
+
+    def logit_covariance(self, inputs: Tensor) -> Tensor:
+        return SD**2 * inputs.square().sum(1)[:, None, None] * torch.eye(C)
+
+
+def features(name: str, n: int, seed: int, noise: float = 0.0, classes: int = C) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.nn.functional.normalize(torch.randn(n, D, generator=generator), dim=1)
+    clean = Linear()(x)[:, :classes].detach()
+    labels = (clean + noise * torch.randn(clean.shape, generator=generator)).argmax(1)
+    return Features([f"{name}/{i}.jpg" for i in range(n)], labels, x)
+
+
+@pytest.fixture
+def model() -> Linear:
+    return Linear()
+
+
+@pytest.fixture
+def sets() -> dict[str, tuple[str, Features]]:
+    return {
+        "test": ("id", features("test", 90, 1, 1.0)),
+        "sketch": ("ood", features("sketch", 70, 2, 3.0)),
+        "some": ("ood", features("some", 50, 3, 1.0, classes=3)),
+    }
+
+
+def run(model: Linear, sets: dict, **options) -> Evaluation:
+    options = {"predictives": ("plugin", "sampled", "probit"), "n_samples": 40, "seed": 7} | options
+    return evaluate(model, GaussianPosterior(model), sets, **options)
+
+
+def test_plugin_metrics_are_those_of_the_softmax(model: Linear, sets: dict) -> None:
+    result = evaluate(model, None, sets, predictives=("plugin", "sampled"))
+    assert [set(s.metrics) for s in result.sets.values()] == [{"plugin"}] * 3
+    data = sets["test"][1]
+    expected = classification_metrics(model(data.features).double().softmax(1), data.labels)
+    for name, value in expected.items():
+        assert result.sets["test"].metrics["plugin"][name] == pytest.approx(value), name
+    assert set(result.detection) == {"sketch", "some"}
+    assert set(result.detection["some"]) == {"msp", "entropy"}
+
+
+def test_an_ood_set_is_scored_over_its_own_classes_and_detected_over_all(model: Linear, sets: dict) -> None:
+    result = run(model, sets)
+    some, data = result.sets["some"], sets["some"][1]
+    assert some.classes == [0, 1, 2] and result.sets["test"].classes == list(range(C))
+    logits = model(data.features).double()
+    np.testing.assert_allclose(some.predictions["plugin"].probs, logits[:, :3].softmax(1).detach())
+    assert all(metrics["classes"] == 3 for metrics in some.metrics.values())
+    full = logits.softmax(1).detach()
+    torch.testing.assert_close(some.scores["plugin"]["msp"], 1 - full.amax(1))
+    assert some.predictions["sampled"].probs.shape == (50, 3)
+    sampled_full = result.sets["some"].scores["sampled"]["entropy"]
+    assert (sampled_full >= some.predictions["sampled"].entropy - 1).all()
+    reference = 1 - model(sets["test"][1].features).double().softmax(1).amax(1)
+    entry = result.detection["some"]["plugin_msp"]
+    assert entry["auroc"] == pytest.approx(auroc(reference, 1 - full.amax(1)))
+    assert entry["fpr95"] == pytest.approx(fpr95(reference, 1 - full.amax(1)))
+    assert (entry["n_id"], entry["n_ood"], entry["predictive"]) == (90, 50, "plugin")
+
+
+def test_labels_of_a_gappy_label_space(model: Linear) -> None:
+    data = features("gap", 60, 4)
+    data.labels = torch.where(data.labels < 2, 1, 4)
+    one = evaluate(model, None, {"test": ("id", features("t", 5, 0)), "gap": ("ood", data)}).sets["gap"]
+    assert one.classes == [1, 4]
+    picked = torch.tensor([1, 4])[model(data.features)[:, [1, 4]].argmax(1)]
+    assert one.metrics["plugin"]["accuracy"] == pytest.approx((picked == data.labels).double().mean().item())
+    assert set(one.frame("gap", "plugin")["predicted"]) <= {1, 4}
+
+
+def test_sampled_and_probit_agree_with_many_draws(model: Linear, sets: dict) -> None:
+    result = run(model, sets, n_samples=2000)
+    one = result.sets["test"]
+    sampled, probit = one.predictions["sampled"], one.predictions["probit"]
+    assert (sampled.probs - probit.probs).abs().mean() < 0.01
+    assert one.metrics["sampled"]["epistemic"] > 0 and one.metrics["plugin"]["epistemic"] == 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 13, 1000])
+def test_chunking_changes_nothing(model: Linear, sets: dict, batch_size: int) -> None:
+    first, second = run(model, sets), run(model, sets, batch_size=batch_size)
+    for name, one in first.sets.items():
+        for key, prediction in one.predictions.items():
+            other = second.sets[name].predictions[key]
+            torch.testing.assert_close(other.probs, prediction.probs, rtol=0, atol=1e-5)  # float32 model
+
+
+def test_memory_budget_only_changes_the_number_of_calls(model: Linear, sets: dict, monkeypatch) -> None:
+    posterior = GaussianPosterior(model)
+    first = evaluate(model, posterior, sets, ("sampled",), 40)
+    assert posterior.calls == 3 * 3  # three blocks of at most 16 draws, three sets
+    monkeypatch.setattr(predictor, "MEMORY_BUDGET", 32 * 16 * C * 20)
+    second = evaluate(model, posterior, sets, ("sampled",), 40)
+    assert posterior.calls > 20
+    a, b = (e.sets["sketch"].predictions["sampled"].probs for e in (first, second))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_seeds(model: Linear, sets: dict) -> None:
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    results = [run(model, sets, seed=s).sets["test"].predictions["sampled"].probs for s in (0, 0, 1)]
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+    assert torch.equal(torch.random.get_rng_state(), before)  # nobody else's random numbers are touched
+
+
+def test_temperature_adds_scaled_predictives(model: Linear, sets: dict) -> None:
+    result = run(model, sets, temperature={"plugin": 2.0, "probit": 1.0})
+    one = result.sets["test"]
+    assert set(one.metrics) == {"plugin", "sampled", "probit", "plugin_scaled", "probit_scaled"}
+    expected = (model(sets["test"][1].features).double() / 2).softmax(1)
+    torch.testing.assert_close(one.predictions["plugin_scaled"].probs, expected.detach())
+    torch.testing.assert_close(one.predictions["probit_scaled"].probs, one.predictions["probit"].probs)
+    assert one.metrics["plugin_scaled"]["temperature"] == 2
+    assert "temperature" not in one.metrics["plugin"]
+    every = run(model, sets, temperature=3.0)
+    assert every.settings["temperatures"] == {"plugin": 3, "sampled": 3, "probit": 3}
+
+
+def test_fitted_temperatures_lower_the_validation_nll(model: Linear) -> None:
+    val = features("val", 300, 9, 2.0)
+    names = ("plugin", "sampled", "probit")
+    temperatures = fit_temperatures(model, GaussianPosterior(model), val, names, n_samples=30, batch_size=77)
+    assert set(temperatures) == set(names)
+    metrics = run(model, {"val": ("id", val)}, n_samples=30, temperature=temperatures).sets["val"].metrics
+    for name in names:
+        assert metrics[f"{name}_scaled"]["nll"] <= metrics[name]["nll"] + 1e-3, name
+
+
+def test_results_are_json_and_rows_survive_parquet(model: Linear, sets: dict, tmp_path) -> None:
+    result = run(model, sets, temperature=2.0)
+    write_json(tmp_path / "results.json", result.to_dict())
+    back = json.loads((tmp_path / "results.json").read_text())
+    assert back["sets"]["sketch"]["role"] == "ood"
+    assert back["sets"]["some"]["label_space"] == [0, 1, 2]
+    assert set(back["sets"]["test"]["predictive"]) == {
+        p + s for p in ("plugin", "sampled", "probit") for s in ("", "_scaled")
+    }
+    assert len(back["sets"]["test"]["predictive"]["plugin"]["reliability"]) == 15
+    assert back["evaluation"] == {
+        "samples": 40,
+        "seed": 7,
+        "bins": 15,
+        "temperatures": dict.fromkeys(("plugin", "sampled", "probit"), 2.0),
+    }
+    frame = result.frame()
+    frame.to_parquet(tmp_path / "predictions.parquet")
+    rows = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert len(rows) == 6 * (90 + 70 + 50)
+    assert list(rows.columns) == [
+        *("set", "role", "id", "label", "predictive", "predicted", "confidence", "probs"),
+        *("entropy", "aleatoric", "epistemic"),
+    ]
+    row = rows[(rows.set == "test") & (rows.predictive == "sampled")].iloc[4]
+    np.testing.assert_allclose(row.probs, result.sets["test"].predictions["sampled"].probs[4], atol=1e-6)
+    assert row.id == "test/4.jpg" and row.predicted == np.argmax(row.probs)
+    assert row.entropy == pytest.approx(row.aleatoric + row.epistemic)
+    chosen = rows[(rows.set == "some") & (rows.predictive == "plugin")]
+    assert (chosen.predicted == chosen.label).mean() == result.sets["some"].metrics["plugin"]["accuracy"]
+    assert "probs" not in result.frame(probabilities=False)
+
+
+def test_detection_table_prefers_the_bayesian_predictive(model: Linear, sets: dict) -> None:
+    result = run(model, sets)
+    entry = result.detection["sketch"]
+    assert set(entry) == {"msp", "entropy", "mutual_information", "plugin_msp", "plugin_entropy"}
+    assert entry["msp"]["predictive"] == "sampled" and entry["plugin_msp"]["predictive"] == "plugin"
+    assert detection_table({"some": result.sets["some"]}) == {}
+    assert detection_table({"test": result.sets["test"]}) == {}
+
+
+def test_training_mode_and_gradients_are_left_alone(model: Linear, sets: dict) -> None:
+    model.train()
+    result = run(model, sets)
+    assert model.training and model.weight.grad is None
+    assert not result.sets["test"].predictions["plugin"].probs.requires_grad
+
+
+def test_overconfident_model_keeps_a_finite_nll(sets: dict) -> None:
+    model = Linear()
+    model.weight.data *= 1e4
+    metrics = evaluate(model, None, sets).sets["sketch"].metrics["plugin"]
+    assert 100 < metrics["nll"] < math.inf
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"predictives": ("plugin", "laplace")}, "'laplace' is unknown"),
+        ({"predictives": ()}, "at least one predictive"),
+        ({"n_samples": 0}, "one sample"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": math.nan}, "temperature must be positive"),
+    ],
+)
+def test_bad_options_are_one_clear_line(model: Linear, sets: dict, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(model, sets, **options)
+
+
+def test_bad_sets_and_posteriors(model: Linear, sets: dict) -> None:
+    class Only:
+        def logit_samples(self, inputs, n, generator):
+            return torch.full((n, len(inputs), C), math.nan)
+
+    with pytest.raises(ConfigError, match="needs the logit covariance"):
+        evaluate(model, Only(), sets, ("probit",))
+    with pytest.raises(FloatingPointError, match="'test'"):
+        evaluate(model, Only(), sets, ("sampled",))
+    with pytest.raises(ConfigError, match="role"):
+        evaluate(model, None, {"x": ("val", sets["test"][1])})
+    with pytest.raises(ConfigError, match="role"):
+        evaluate(model, None, {})
+    empty = Features([], torch.zeros(0, dtype=torch.long), torch.zeros(0, D))
+    with pytest.raises(ValueError, match="'none' is empty"):
+        evaluate(model, None, {"test": sets["test"], "none": ("ood", empty)})
+    unknown = Features(["a"], torch.tensor([C]), torch.ones(1, D))
+    with pytest.raises(ValueError, match="label outside"):
+        evaluate(model, None, {"test": ("id", unknown)})
+    broken = features("broken", 4, 0)
+    broken.features[2, 0] = math.inf
+    with pytest.raises(FloatingPointError, match="'broken'"):
+        evaluate(model, None, {"test": sets["test"], "broken": ("ood", broken)})
