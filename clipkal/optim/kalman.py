@@ -1,0 +1,390 @@
+"""The Kalman filter over the parameters of a model: one loop for every observation, noise, gate and covariance.
+
+    predict   P ← P/λ + q I                                   fading memory, process noise
+    shrink    P ← (P⁻¹ + λ_k I)⁻¹, λ_k = ρ‖HᵀR⁻¹e‖²           R-Kalman (arXiv 2601.18420, our reconstruction)
+    update    S = H P Hᵀ + R;  K = P Hᵀ S⁻¹;  θ ← θ + K e;  P ← P − K H P
+Static parameters (F = I), as in LoKO (arXiv 2410.11551). With a dense P this is Ollivier's online natural
+gradient (arXiv 1703.00209): no Fisher matrix is inverted and there is no learning rate.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite
+from clipkal.optim.covariance import Covariance, make_covariance
+from clipkal.optim.gates import Gate, make_gate
+from clipkal.optim.innovation import Innovation, Weigher
+from clipkal.optim.jacobian import FunctionalRoute, Jacobian, make_route
+from clipkal.optim.noise import Noise, make_noise
+from clipkal.optim.observation import (
+    Gaussian,
+    Measurement,
+    Observation,
+    centred_logits,
+    make_observation,
+)
+from clipkal.optim.vector import ParameterVector
+
+# Variance of parameters that the ratio rule leaves alone: a factor e^±½ on the logits.
+PRIORS = {"log_scale": 0.25}
+# Prior variance of centred logits beyond which linearised softmax outputs mislead (measured on real features).
+WIDEST_LOGITS = 10.0
+
+
+class KalmanFilter(BatchOptimizer):
+    """An extended Kalman filter whose state is the model's trainable parameters.
+
+    Args:
+        model: any module that maps inputs [B, …] to logits [B, C], images independently. Bilinear models
+            (jacobian.py) take the analytic route.
+        observation: categorical | softmax | cosine | logits | probs | gaussian, or an Observation.
+        noise: model | fixed | residual | residual_diagonal | residual_full, or a Noise; None: the
+        observation's own.
+        covariance: diagonal | lowrank | kronecker | dense, or a Covariance.
+        gate: none | mahalanobis_hard | mahalanobis_soft | imq, or a Gate.
+        prior: the variance p₀ of P₀ = p₀ I, or "ratio": p₀ such that on the first batch mean diag(H P₀
+            Hᵀ)/R₀ over images and outputs is `ratio` (None: the observation's default). For the categorical
+            observation the outputs are the centred logits with unit noise, see Categorical.reference. A
+            first batch with zero Jacobian is skipped.
+        priors: variances of single parameters by name, which override `prior`.
+        process_noise, fading: q ≥ 0 and λ ≤ 1, once a step.
+        rho: ρ of R-Kalman; 0 is the plain filter. warmup: steps over which ρ grows linearly from 0.
+        rho_as: "absolute", or "relative" to the first batch: λ_k = (ρ / p₀) ‖g_k‖²/‖g_1‖², free of scale.
+        store_regularisation: keep λ_k in P (the literal reconstruction) or use it for the gain only.
+        epochs, epochs_as: passing over the data E times counts every image E times. "tempered" raises the
+            likelihood to the power 1/E (exact on linear models: E passes equal one), so P stays a
+            posterior; "optimiser" keeps the full likelihood and P is then optimiser state, too small to be
+            a posterior.
+        block: how many images are taken jointly. 1: one after the other, each linearised at the newest θ;
+            None: the whole batch in one joint update; "auto": as many as keep the solve small, at most 8
+            (64 for one scalar an image off the analytic route). Only the joint form is invariant to the
+            order of the batch.
+        route: auto | bilinear | func. memory: bytes that Jacobian rows may take.
+
+    The step is refused (FloatingPointError) and all is put back if anything is not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        observation: str | Observation = "categorical",
+        noise: str | Noise | None = None,
+        covariance: str | Covariance = "diagonal",
+        gate: str | Gate = "none",
+        prior: float | Literal["ratio"] = "ratio",
+        ratio: float | None = None,
+        priors: Mapping[str, float] | None = None,
+        process_noise: float = 0.0,
+        fading: float = 1.0,
+        rho: float = 0.0,
+        rho_as: Literal["absolute", "relative"] = "absolute",
+        warmup: int = 0,
+        store_regularisation: bool = True,
+        epochs: int = 1,
+        epochs_as: Literal["tempered", "optimiser"] = "tempered",
+        block: int | Literal["auto"] | None = "auto",
+        route: str = "auto",
+        memory: int = 1 << 28,
+    ):
+        model = getattr(model, "_orig_mod", model) if route == "func" else model
+        super().__init__(model)
+        _check_settings(prior, ratio, process_noise, fading, rho, epochs, epochs_as, block)
+        self.vector = ParameterVector(model)
+        self.observation = make_observation(observation)
+        self.noise = self.observation.default_noise() if noise is None else make_noise(noise)
+        self.observation.check(self.noise, "log_scale" in self.vector.names)
+        self.covariance = make_covariance(covariance)
+        self.route = make_route(model, self.vector, route, memory)
+        power = 1 / epochs if epochs_as == "tempered" else 1.0
+        self.weigher = Weigher(make_gate(gate), power, self.noise.adaptive)
+        self.prior, self.priors = prior, {**PRIORS, **(priors or {})}
+        self.ratio = self.observation.ratio if ratio is None else ratio
+        self.process_noise, self.fading = process_noise, fading
+        self.rho, self.warmup, self.store_regularisation = rho, warmup, store_regularisation
+        self.rho_scale = 1.0 if rho_as == "absolute" else 0.0  # 0: to be set by the first batch
+        self.block, self.memory = block, memory
+        self.steps = 0
+        self.prior_variance: float | None = None
+
+    # The filter
+
+    @torch.no_grad()
+    def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
+        """Conditions on a batch; see the class. log_evidence sums the blocks', each given those before it."""
+        check_finite(inputs, "inputs")
+        jacobian = self.route.linearise(inputs)
+        self._check_batch(jacobian.logits, targets)
+        with self._exact():
+            first = self.prior_variance is None
+            if first and not self._initialise(jacobian, targets):
+                measurement = self._measure(jacobian.logits, targets)
+                return StepInfo(self._loss(jacobian.logits, targets, measurement), None, {"skipped": 1.0})
+            try:
+                return self._condition(inputs, targets, jacobian)
+            except FloatingPointError:
+                if first:
+                    self.prior_variance = None
+                    self.noise.load_state_dict({})
+                raise
+
+    def _condition(self, inputs: Tensor, targets: Tensor, jacobian: Jacobian) -> StepInfo:
+        measurement = self._measure(jacobian.logits, targets)
+        loss = self._loss(jacobian.logits, targets, measurement)
+        size = self._block_size(jacobian.logits, targets)
+        several = size < len(inputs)
+        undo = self._undo() if several or self._moves_p_first or self.noise.adaptive else None
+        try:
+            shrinkage = self._predict(jacobian, measurement)
+            innovations = []
+            for images in _blocks(len(inputs), size):
+                if several:
+                    jacobian_now = self._relinearise(jacobian, inputs, images)
+                    measurement = self._measure(jacobian_now.logits, targets[images])
+                else:
+                    jacobian_now = jacobian
+                innovations.append(self.covariance.update(jacobian_now, measurement, self.weigher))
+            if shrinkage and not self.store_regularisation:
+                self.covariance.unshrink(shrinkage)
+            self._update_noise(innovations)
+        except FloatingPointError:
+            if undo is not None:
+                undo()
+            raise
+        self.steps += 1
+        return self._info(loss, innovations, shrinkage)
+
+    @property
+    def _moves_p_first(self) -> bool:
+        return self.rho > 0 or self.process_noise > 0 or self.fading < 1
+
+    def _undo(self) -> Callable[[], None]:
+        """Remembers the state; what it returns puts it back. An update by itself is atomic and needs none of this."""
+        mean, covariance, rho_scale = self.vector.gather(), self.covariance.snapshot(), self.rho_scale
+
+        def put_back() -> None:
+            self.vector.assign_(mean)
+            self.covariance.restore(covariance)
+            self.rho_scale = rho_scale
+
+        return put_back
+
+    def _predict(self, jacobian: Jacobian, measurement: Measurement) -> float:
+        """Time update, and the shrinkage λ_k = ρ‖HᵀR⁻¹e‖² of this batch (tempered gradient; gates ignored)."""
+        if self.fading < 1 or self.process_noise > 0:
+            self.covariance.predict(self.fading, self.process_noise)
+        if not self.rho:
+            return 0.0
+        gradient = float(jacobian.gradient_norm2(measurement.score() * self.weigher.power))
+        if not self.rho_scale and gradient and self.prior_variance:
+            self.rho_scale = 1 / (self.prior_variance * gradient)
+        warm = min(1.0, self.steps / self.warmup) if self.warmup else 1.0
+        shrinkage = self.rho * warm * self.rho_scale * gradient
+        if not math.isfinite(shrinkage):
+            raise FloatingPointError("the gradient norm is not finite; step refused")
+        if shrinkage:
+            self.covariance.shrink(shrinkage)
+        return shrinkage
+
+    def _update_noise(self, innovations: list[Innovation]) -> None:
+        if not self.noise.adaptive:
+            return
+        moments = [i.moment for i in innovations if i.moment is not None]
+        count = sum(i.count for i in innovations)
+        if count:
+            self.noise.update(torch.stack(moments).sum(0) / count)
+
+    def _initialise(self, jacobian: Jacobian, targets: Tensor) -> bool:
+        """R₀ and P₀ from the first batch; False if its Jacobian is zero and "ratio" has nothing to go by."""
+        if self.noise.adaptive:
+            self.noise.initialise(
+                self.observation.outputs(jacobian.logits.double(), targets, self._scale())[0]
+            )
+        p0 = self._ratio_prior(jacobian, targets) if self.prior == "ratio" else float(self.prior)
+        if not 0 < p0 < torch.finfo(self.vector.dtype).max:
+            return False
+        variances = torch.full((self.vector.size,), p0, dtype=self.vector.dtype, device=self.vector.device)
+        for name, variance in self.priors.items():
+            if name in self.vector.names:
+                self.vector.view(variances, name).fill_(variance)
+        self.covariance.allocate(self.vector, variances)
+        self.prior_variance = p0
+        return True
+
+    def _ratio_prior(self, jacobian: Jacobian, targets: Tensor) -> float:
+        logits, noise = jacobian.logits, self.noise
+        reference = self.observation.reference(logits, targets, noise, self._scale())
+        p0 = self._p0_for(self.ratio, jacobian, reference)
+        if self.observation.of_softmax:
+            p0 = min(p0, self._p0_for(WIDEST_LOGITS, jacobian, centred_logits(logits)))
+        return p0
+
+    def _p0_for(self, ratio: float, jacobian: Jacobian, reference: Measurement) -> float:
+        squares = jacobian.squared_rows(reference)
+        total = sum(float(value) for name, value in squares.items() if name not in self.priors)
+        if not math.isfinite(total):
+            raise FloatingPointError("the Jacobian of the first batch is not finite; step refused")
+        return ratio * len(jacobian.logits) * reference.dof / total if total > 0 else math.inf
+
+    # The posterior
+
+    @torch.no_grad()
+    def logit_samples(self, inputs: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n draws [n, B, C] of the logits under θ ~ N(θ̄, P), joint over classes.
+
+        Bilinear models with a covariance that knows how: the logits are drawn directly, images
+        independently, a trainable log_scale linearised. Otherwise θ is drawn and the model called n times:
+        joint over images too.
+        """
+        self._check_started()
+        jacobian = self.route.linearise(inputs)
+        with self._exact():
+            noise = self.covariance.logit_noise(jacobian, n, generator)
+        if noise is not None:
+            return jacobian.logits + noise
+        return torch.stack([self._logits_at(theta, inputs) for theta in self._draws(n, generator)])
+
+    @torch.no_grad()
+    def logit_covariance(self, inputs: Tensor) -> Tensor:
+        """Linearised covariance of the logits J P Jᵀ of each image, [B, C, C] float64."""
+        self._check_started()
+        jacobian = self.route.linearise(inputs)
+        with self._exact():
+            return self.covariance.logit_covariance(jacobian)
+
+    def _draws(self, n: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+        mean = self.vector.gather()
+        chunk = max(1, self.memory // (mean.element_size() * self.vector.size))
+        for start in range(0, n, chunk):
+            for deviation in self.covariance.sample(min(chunk, n - start), generator):
+                yield mean + deviation.to(mean.dtype)
+
+    def _logits_at(self, theta: Tensor, inputs: Tensor) -> Tensor:
+        return functional_call(self.model, self.vector.unflatten(theta), (inputs,))
+
+    # Pieces
+
+    def _relinearise(self, whole: Jacobian, inputs: Tensor, images: slice) -> Jacobian:
+        with torch.autocast(self.vector.device.type, enabled=self._autocast):
+            jacobian = self.route.relinearise(whole, inputs, images)
+        check_finite(jacobian.logits, "logits")
+        return jacobian
+
+    def _exact(self) -> torch.autocast:
+        """No autocast for the filter's own algebra; the model's forward passes keep the caller's."""
+        kind = self.vector.device.type
+        self._autocast = torch.is_autocast_enabled(kind)
+        return torch.autocast(kind, enabled=False)
+
+    def _measure(self, logits: Tensor, targets: Tensor) -> Measurement:
+        return self.observation.measure(logits, targets, self.noise, self._scale())
+
+    def _scale(self) -> float:
+        log_scale = getattr(self.model, "log_scale", None)
+        return 1.0 if log_scale is None else math.exp(float(log_scale.detach()))
+
+    def _loss(self, logits: Tensor, targets: Tensor, measurement: Measurement) -> float:
+        loss = float(self.observation.loss(logits, targets, measurement))
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"loss: {loss}; step refused")
+        return loss
+
+    def _block_size(self, logits: Tensor, targets: Tensor) -> int:
+        """How many images to take jointly."""
+        images = len(logits)
+        if self.block != "auto" or images == 1:
+            return images if self.block == "auto" else self.block or images
+        m = self.observation.width(logits, targets)
+        if not isinstance(self.route, FunctionalRoute):
+            return min(images, max(1, min(8, 80 // m)))
+        rows = max(1, self.memory // (m * self.vector.size * self.vector.dtype.itemsize))
+        return min(images, rows, 64 if m == 1 else max(1, min(8, 64 // m)))
+
+    def _check_batch(self, logits: Tensor, targets: Tensor) -> None:
+        check_finite(logits, "logits")
+        if logits.ndim != 2 or len(logits) != len(targets) or not len(targets):
+            raise ValueError(
+                f"need logits [B, C] and B targets, got {tuple(logits.shape)} and {tuple(targets.shape)}"
+            )
+        if isinstance(self.observation, Gaussian):
+            check_finite(targets, "targets")
+        elif targets.dtype != torch.int64 or targets.ndim != 1:
+            raise ValueError(f"targets must be int64 [B], got {targets.dtype} {tuple(targets.shape)}")
+        else:
+            lowest, highest = (int(t) for t in targets.aminmax())
+            if lowest < 0 or highest >= logits.shape[1]:
+                raise ValueError(f"targets must lie in 0…{logits.shape[1] - 1}")
+
+    def _check_started(self) -> None:
+        if self.prior_variance is None:
+            raise RuntimeError("the filter has seen no batch yet, so it has no posterior")
+
+    def _info(self, loss: float, innovations: list[Innovation], shrinkage: float) -> StepInfo:
+        metrics = {"mahalanobis": float(torch.cat([i.mahalanobis for i in innovations]).mean())}
+        if self.weigher.gate.active:
+            weights = torch.cat([i.weights for i in innovations]) / self.weigher.power
+            metrics["gate_weight"] = float(weights.mean())
+        level = self.noise.level()
+        if level is not None:
+            metrics["noise"] = level
+        if self.rho:
+            metrics["regularisation"] = shrinkage
+        if self.steps == 1 and self.prior_variance is not None:
+            metrics["prior_variance"] = self.prior_variance
+        return StepInfo(loss, float(torch.stack([i.log_evidence for i in innovations]).sum()), metrics)
+
+    # State
+
+    def extra_state(self) -> dict[str, Any]:
+        started = self.prior_variance is not None
+        return {
+            "steps": self.steps,
+            "prior_variance": self.prior_variance,
+            "rho_scale": self.rho_scale,
+            "covariance": self.covariance.state_dict() if started else {},
+            "noise": self.noise.state_dict(),
+        }
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        self.steps, self.prior_variance = state["steps"], state["prior_variance"]
+        self.rho_scale = state["rho_scale"]
+        self.noise.load_state_dict(state["noise"])
+        if self.prior_variance is not None:
+            self.covariance.load_state_dict(state["covariance"], self.vector)
+
+
+def _blocks(images: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, images)) for start in range(0, images, size)]
+
+
+def _check_settings(
+    prior: float | str,
+    ratio: float | None,
+    process_noise: float,
+    fading: float,
+    rho: float,
+    epochs: int,
+    epochs_as: str,
+    block: int | str | None,
+) -> None:
+    if isinstance(prior, str) and prior != "ratio":
+        raise ValueError(f"prior must be a positive variance or 'ratio', got {prior!r}")
+    positive = {
+        "ratio": ratio,
+        "fading": fading,
+        "epochs": epochs,
+        "prior": None if prior == "ratio" else prior,
+    }
+    for name, value in positive.items():
+        if value is not None and not float(value) > 0:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if fading > 1 or process_noise < 0 or rho < 0:
+        raise ValueError("fading must be at most 1; process_noise and rho must not be negative")
+    if epochs_as not in ("tempered", "optimiser"):
+        raise ValueError(f"epochs_as must be tempered or optimiser, got {epochs_as!r}")
+    if not (block is None or block == "auto" or (isinstance(block, int) and block >= 1)):
+        raise ValueError(f"block must be a positive number, None (all jointly) or 'auto', got {block!r}")

@@ -1,0 +1,269 @@
+"""Kronecker factors of the Fisher matrix, layer by layer, collected from one forward pass.
+
+A linear layer s = W x̄ (W [p, q], x̄ = [x, 1] when it has a bias) with output gradient e = ∂(−log p(y |
+input))/∂s has the gradient e x̄ᵀ, and its block of the Fisher matrix is approximated by (Martens & Grosse
+2015, arXiv 1503.05671; arXiv 2601.18420 uses the same factors, "Λ = E[x xᵀ], Γ = E[e eᵀ] under p(y | x,
+θ)"):
+
+    F ≈ Λ ⊗ Γ          Λ = E[x̄ x̄ᵀ]  [q, q]          Γ = E[e eᵀ]  [p, p]
+
+Exact for one sample, for Γ or Λ constant over the samples, and when x̄ and e are independent. Tokens count
+as samples of x̄ and their e eᵀ are summed (K-FAC-expand, Eschenhagen et al. 2023, arXiv 2311.00636). The
+labels y in e are, by `fisher`:
+
+* "true": drawn from the model; one backward pass. Unbiased for the Fisher matrix.
+* "ggn": all of them, through the C columns of Q = diag(√π) − π √πᵀ, Q Qᵀ = diag(π) − π πᵀ; C backward
+  passes. Exact: for the softmax the Fisher matrix and the generalised Gauss-Newton matrix are one.
+* "empirical": those of the batch; one backward pass. Not the Fisher matrix: it vanishes where the fit is
+  perfect.
+
+A *bilinear model* (`optim/jacobian.py`; ∂logits[i, c] = left[c]ᵀ ∂W right[i]) needs no backward pass at
+all: Λ = E[right rightᵀ] and Γ = leftᵀ E[diag(π) − π πᵀ] left, exact for both "true" and "ggn". Its
+gradients lie in the row space of `left`, so with fewer classes than rows of W the output factor lives in
+the coordinates U of that space ([C, C], not [p, p]; our choice, an identity).
+
+A parameter that is in no such layer (norms, scales, convolutions, fused attention projections that bypass
+`forward`) has the diagonal E[g²] instead, from the same passes: with labels from the model, (Σ_i g_i)² / B
+is unbiased for the mean of g_i² (the Gauss-Newton-Bartlett estimator of Sophia, arXiv 2305.14342); "ggn"
+gives each image a random sign to the same end; "empirical" is biased upwards.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from clipkal.optim.jacobian import BilinearModel
+from clipkal.optim.sdpa import eager
+
+Fisher = Literal["true", "ggn", "empirical"]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Statistics of one layer: Λ [q, q], Γ [r, r], and the basis U [r, p] Γ is in (None: the standard one,
+    r = p)."""
+
+    input: Tensor
+    output: Tensor
+    basis: Tensor | None = None
+
+    @property
+    def rows(self) -> int:
+        """p, the rows of the weight."""
+        return len(self.output) if self.basis is None else self.basis.shape[1]
+
+
+def averaged(old: Factors, new: Factors, weight: float, shared: dict[Any, Tensor]) -> Factors:
+    """old + weight (new − old); an old Γ in another basis is carried over first.
+
+    shared: the Λ already averaged in this refresh; layers that shared theirs go on sharing it.
+    """
+    key = (id(old.input), id(new.input), weight)
+    if key not in shared:
+        shared[key] = old.input.lerp(new.input, weight)
+    output = old.output
+    if old.basis is not None and new.basis is not None and not torch.equal(old.basis, new.basis):
+        turn = new.basis @ old.basis.mT
+        output = turn @ output @ turn.mT
+    return replace(new, input=shared[key], output=output.lerp(new.output, weight))
+
+
+@dataclass(eq=False)
+class Layer:
+    """A weight matrix (and its bias) whose Fisher block is a Kronecker product.
+
+    modules: the nn.Linear modules that apply it; none for a bilinear model, which computes its factors
+        itself.
+    """
+
+    name: str
+    weight: nn.Parameter
+    bias: nn.Parameter | None = None
+    modules: list[nn.Module] = field(default_factory=list)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [self.weight] if self.bias is None else [self.weight, self.bias]
+
+    def matrix(self, values: dict[nn.Parameter, Tensor]) -> Tensor:
+        """[∂W | ∂b], [p, q] or [p, q + 1]."""
+        if self.bias is None:
+            return values[self.weight]
+        return torch.cat([values[self.weight], values[self.bias][:, None]], dim=1)
+
+    def unpack(self, matrix: Tensor) -> dict[nn.Parameter, Tensor]:
+        """The inverse of `matrix`."""
+        if self.bias is None:
+            return {self.weight: matrix}
+        return {self.weight: matrix[:, :-1], self.bias: matrix[:, -1]}
+
+
+def find_layers(model: nn.Module) -> list[Layer]:
+    """The layers with Kronecker factors: a bilinear model itself, and every nn.Linear with a trainable
+    weight.
+
+    One weight used by several modules is one layer, unless their biases differ: then it is none (its
+    parameters fall to the diagonal). A frozen bias is not part of its layer.
+    """
+    names: dict[Tensor, str] = {p: n.replace("_orig_mod.", "") for n, p in model.named_parameters()}
+    layers: dict[nn.Parameter, Layer] = {}
+    odd: set[nn.Parameter] = set()
+    for module in model.modules():
+        if not isinstance(module, nn.Linear) or not module.weight.requires_grad:
+            continue
+        bias = module.bias if module.bias is not None and module.bias.requires_grad else None
+        weight = cast(nn.Parameter, module.weight)
+        layer = layers.setdefault(weight, Layer(names[weight], weight, bias))
+        layer.modules.append(module)
+        if layer.bias is not bias:
+            odd.add(weight)
+    if isinstance(model, BilinearModel) and model.weight.requires_grad:
+        layers[model.weight] = Layer(names[model.weight], model.weight)
+    return [layer for weight, layer in layers.items() if weight not in odd]
+
+
+@dataclass
+class Capture:
+    """What the hooks saw in one forward pass: per layer, inputs [..., q] and the graph edges of the outputs
+    [..., p]."""
+
+    inputs: dict[Layer, list[Tensor]] = field(default_factory=dict)
+    edges: dict[Layer, list[GradientEdge]] = field(default_factory=dict)
+
+
+@contextmanager
+def capture(model: nn.Module, layers: list[Layer]) -> Iterator[Capture]:
+    """Records inputs and outputs of the layers in forward passes inside the block; no hook is left behind.
+
+    Graph edges, not tensors, are kept for the outputs: they stay right when a following module works in
+    place.
+    """
+    seen = Capture()
+
+    def hook_of(layer: Layer) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+            if output.requires_grad:
+                x = cast(Tensor, args[0] if args else kwargs["input"])
+                seen.inputs.setdefault(layer, []).append(x)
+                seen.edges.setdefault(layer, []).append(get_gradient_edge(output))
+
+        return hook
+
+    handles = [
+        module.register_forward_hook(hook_of(layer), with_kwargs=True)
+        for layer in layers
+        for module in layer.modules
+    ]
+    try:
+        with eager(model):
+            yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def cotangents(
+    fisher: Fisher, logits: Tensor, targets: Tensor, generator: torch.Generator
+) -> Iterator[Tensor]:
+    """Cotangents v [B, C] of the logits with Σ E[v_i v_iᵀ] = diag(π_i) − π_i π_iᵀ (or the empirical (π −
+    y)(π − y)ᵀ)."""
+    pi = logits.softmax(-1)
+    if fisher == "ggn":
+        sign = torch.randint(0, 2, (len(pi), 1), generator=generator).to(pi) * 2 - 1
+        for c in range(pi.shape[1]):
+            column = -pi
+            column[:, c] += 1
+            yield sign * pi[:, c : c + 1].sqrt() * column
+        return
+    if fisher == "true":
+        targets = torch.multinomial(pi.cpu(), 1, generator=generator)[:, 0].to(pi.device)
+    residual = pi.clone()
+    residual[torch.arange(len(pi), device=pi.device), targets] -= 1
+    yield residual
+
+
+def observe(
+    fisher: Fisher,
+    seen: Capture,
+    logits: Tensor,
+    targets: Tensor,
+    others: list[nn.Parameter],
+    generator: torch.Generator,
+) -> tuple[dict[Layer, Factors], dict[nn.Parameter, Tensor]]:
+    """Factors of the captured layers and the diagonal of the other parameters, over this batch; the graph
+    is kept.
+
+    Cost: the backward passes of `fisher` (without the weight gradients of the captured layers), and n q² +
+    n p² a layer for n tokens.
+    """
+    owners = [layer for layer, edges in seen.edges.items() for _ in edges]
+    edges = [edge for each in seen.edges.values() for edge in each]
+    B, outputs, diagonals = len(logits), dict[Layer, Tensor](), dict[nn.Parameter, Tensor]()
+    if not edges and not others:
+        return {}, {}
+    wide = _wide(logits.detach())
+    for v in cotangents(fisher, wide, targets, generator):
+        with torch.autocast(logits.device.type, enabled=False):
+            wanted: list[Any] = [*edges, *others]
+            grads = torch.autograd.grad(
+                logits, wanted, v.to(logits.dtype), retain_graph=True, allow_unused=True
+            )
+        for layer, e in zip(owners, grads, strict=False):
+            if e is not None:
+                outputs[layer] = outputs.get(layer, 0) + _second_moment(e, None) / B
+        for parameter, g in zip(others, grads[len(edges) :], strict=True):
+            if g is not None:
+                diagonals[parameter] = diagonals.get(parameter, 0) + _wide(g).square() / B
+    moments: dict[
+        Any, Tensor
+    ] = {}  # layers with one input (queries, keys, values) share one Λ, the same tensor
+    factors = {}
+    for layer, output in outputs.items():
+        key = (*map(id, seen.inputs[layer]), layer.bias is None)
+        if key not in moments:
+            moments[key] = _mean_second_moment(seen.inputs[layer], layer.bias is not None)
+        factors[layer] = Factors(moments[key], output)
+    return factors, diagonals
+
+
+def bilinear_factors(
+    fisher: Fisher, model: BilinearModel, inputs: Tensor, logits: Tensor, targets: Tensor
+) -> Factors:
+    """Λ and Γ of a bilinear model, exactly: O(B q² + C p min(C, p) + B C min(C, p)) flop and no backward
+    pass."""
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        left, right = (_wide(factor) for factor in model.jacobian_factors(inputs))
+        pi, basis = _wide(logits.detach()).softmax(-1).to(left), None
+        if left.shape[0] < left.shape[1]:
+            basis = torch.linalg.qr(left.mT).Q.mT  # [C, p], orthonormal rows
+            left = left @ basis.mT  # [C, C]
+        if fisher == "empirical":
+            residual = pi - nn.functional.one_hot(targets, pi.shape[1])
+            output = _second_moment(residual @ left, None) / len(pi)
+        else:
+            output = (left.mT * pi.mean(0)) @ left - _second_moment(pi @ left, None) / len(pi)
+        return Factors(_mean_second_moment([right], False), output, basis)
+
+
+def _mean_second_moment(xs: list[Tensor], append_one: bool) -> Tensor:
+    rows = sum(x.numel() // x.shape[-1] for x in xs)
+    return torch.stack([_second_moment(x, 1.0 if append_one else None) for x in xs]).sum(0) / rows
+
+
+def _second_moment(x: Tensor, append: float | None) -> Tensor:
+    """Σ over all rows of x xᵀ, in float32 or wider, whatever autocast says."""
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        rows = _wide(x.detach()).reshape(-1, x.shape[-1])
+        if append is not None:
+            rows = torch.cat([rows, rows.new_full((len(rows), 1), append)], dim=1)
+        return rows.mT @ rows
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x in float32, or in float64 if it is that already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

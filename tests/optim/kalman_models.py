@@ -1,0 +1,47 @@
+"""Small models and independent oracles for the tests of the Kalman filter."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev
+
+
+class Bilinear(nn.Module):
+    """logits = exp(log_scale) · f (I₀ + W)ᵀ Tᵀ with features f [B, q], text T [C, p], a fixed I₀ [p, q]."""
+
+    def __init__(self, text: Tensor, width: int, scale: float = 5.0, train_scale: bool = False):
+        super().__init__()
+        self.register_buffer("text", text)
+        self.register_buffer("base", torch.eye(text.shape[1], width, dtype=text.dtype))
+        self.weight = nn.Parameter(torch.zeros(text.shape[1], width, dtype=text.dtype))
+        self.log_scale = nn.Parameter(
+            torch.tensor(math.log(scale), dtype=text.dtype), requires_grad=train_scale
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.log_scale.exp() * inputs @ (self.base + self.weight).mT @ self.text.mT
+
+    def jacobian_factors(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        return self.log_scale.detach().exp() * self.text, inputs
+
+
+def bilinear(C: int = 4, p: int = 5, q: int = 6, dtype: torch.dtype = torch.float64, **settings) -> Bilinear:
+    return Bilinear(torch.randn(C, p, dtype=dtype), q, **settings)
+
+
+def batch(B: int = 8, q: int = 6, C: int = 4, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    return torch.randn(B, q, dtype=dtype), torch.randint(C, (B,))
+
+
+def full_jacobian(model: nn.Module, inputs: Tensor) -> Tensor:
+    """∂logits/∂θ [B, C, n] by torch.func.jacrev: independent of everything under test."""
+    parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    parts = jacrev(lambda theta: functional_call(model, theta, (inputs,)))(parameters)
+    return torch.cat(
+        [part.flatten(2) if part.ndim > 2 else part[..., None] for part in parts.values()], dim=-1
+    )
+
+
+def theta(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])

@@ -1,0 +1,298 @@
+"""FunctionSpaceFilter: choices of hyper-parameters, awkward data, refused data, checkpoints, large-problem routes."""
+
+import io
+import math
+
+import pytest
+import torch
+from test_function_space import Bilinear, problem
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipkal.optim.function_space import FunctionSpaceFilter
+from clipkal.optim.function_space.basis import reduce
+from clipkal.optim.function_space.crossval import deal
+from clipkal.optim.function_space.evidence import log_determinant, rademacher
+from clipkal.optim.function_space.likelihood import Sites
+from clipkal.optim.function_space.search import maximise
+from clipkal.optim.function_space.solve import Direct, conjugate_gradients
+
+
+def shots(
+    classes: int, per_class: int, d: int = 32, seed: int = 0, test: int = 20
+) -> tuple[Bilinear, Tensor, Tensor, Tensor, Tensor]:
+    """Images around class means that the text only half knows."""
+    g = torch.Generator().manual_seed(seed)
+    text = F.normalize(torch.randn(classes, d, generator=g), dim=-1)
+    means = F.normalize(text + 0.8 * F.normalize(torch.randn(classes, d, generator=g), dim=-1), dim=-1)
+
+    def images(k: int) -> tuple[Tensor, Tensor]:
+        y = torch.arange(classes).repeat_interleave(k)
+        noise = 1.3 * torch.randn(len(y), d, generator=g) / math.sqrt(d)
+        return F.normalize(means[y] + noise, dim=-1), y
+
+    return Bilinear(text, 8.0), *images(per_class), *images(test)
+
+
+def test_conjugate_gradients_solve_as_cholesky_does() -> None:
+    model, x, y, _, _ = shots(6, 8)
+    reduced, _, _ = reduce(8 * model.text, x, 8 * x @ model.text.T, y, 1.0, "float64")
+    reduced = reduced.with_amplitude(0.3)
+    sites = Sites.at(reduced.offset)
+    rhs = torch.randn(3, reduced.size, dtype=torch.float64)
+    exact = Direct.at(reduced, sites).solve(rhs)
+    found, products = conjugate_gradients(
+        lambda v: reduced.precision(sites, v), rhs, reduced.precision_diagonal(sites), 1e-11
+    )
+    torch.testing.assert_close(found, exact, atol=1e-8, rtol=1e-8)
+    assert products < 80
+    matrix = reduced.precision_matrix(sites)
+    torch.testing.assert_close(matrix.diagonal(), reduced.precision_diagonal(sites))
+    eye = torch.eye(reduced.size, dtype=torch.float64)
+    torch.testing.assert_close(reduced.precision(sites, eye), matrix, atol=1e-9, rtol=1e-9)
+
+
+def test_the_lanczos_log_determinant_is_close_and_exact_for_enough_probes() -> None:
+    model, x, y, _, _ = shots(5, 6, d=16)
+    reduced, _, _ = reduce(8 * model.text, x, 8 * x @ model.text.T, y, 0.0, "float64")
+    reduced = reduced.with_amplitude(0.5)
+    sites = Sites.at(reduced.offset)
+    exact = Direct.at(reduced, sites).log_determinant()
+    few = log_determinant(reduced, sites, rademacher(8, reduced.size, 0, reduced.offset))
+    many = log_determinant(reduced, sites, rademacher(2000, reduced.size, 0, reduced.offset), 20)
+    assert few == pytest.approx(exact, rel=0.03)
+    assert many == pytest.approx(exact, rel=0.003)
+
+
+def test_cg_and_direct_fits_agree() -> None:
+    results = []
+    for solver in ("direct", "cg"):
+        model, x, y, test, _ = shots(5, 6, d=16)
+        f = FunctionSpaceFilter(
+            model.double(), prior=0.3, solver=solver, temperature=1.0, precision="float64"
+        )  # type: ignore[arg-type]
+        f.step(x.double(), y)
+        results.append((model.weight.detach(), f.logit_covariance(test.double())))
+    torch.testing.assert_close(results[0], results[1], atol=1e-8, rtol=1e-8)
+
+
+def test_float32_solves_land_where_float64_does() -> None:
+    probs = []
+    for precision in ("float32", "float64"):
+        model, x, y, test, _ = shots(20, 8)
+        FunctionSpaceFilter(model, prior=0.3, solver="cg", precision=precision).step(x, y)  # type: ignore[arg-type]
+        probs.append(model(test).detach().softmax(-1))
+    assert (probs[0] - probs[1]).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("prior", ["crossval", "evidence"])
+@pytest.mark.parametrize("per_class", [1, 2, 8])
+def test_the_choice_is_sane_and_beats_the_zero_shot_model(per_class: int, prior: str) -> None:
+    model, x, y, test, labels = shots(10, per_class)
+    before = float(F.cross_entropy(model(test).detach(), labels))
+    f = FunctionSpaceFilter(model, prior=prior)  # type: ignore[arg-type]
+    info = f.step(x, y)
+    assert 0.2 < info.metrics["prior_logit_sd"] < 200
+    assert 0 <= info.metrics["temperature"] <= 1
+    plug = float(F.cross_entropy(model(test).detach(), labels))
+    draws = f.logit_samples(test, 100, torch.Generator().manual_seed(0)).softmax(-1).mean(0)
+    sampled = float(F.nll_loss(draws.log(), labels))
+    assert plug < before + 0.02
+    assert sampled < before + (0.02 if prior == "crossval" else 0.15)  # the isotropic prior averages timidly
+    if per_class == 8:
+        assert plug < 0.85 * before
+
+
+def test_at_one_shot_nothing_is_held_out_and_the_hyper_prior_decides() -> None:
+    model, x, y, _, _ = shots(10, 1)
+    info = FunctionSpaceFilter(model, prior_logit_sd=5.0).step(x, y)
+    assert info.metrics["prior_logit_sd"] == pytest.approx(5.0)
+    assert info.metrics["evaluations"] == 0
+
+
+def test_separable_shots_do_not_send_the_prior_to_infinity() -> None:
+    text = torch.eye(4)
+    model = Bilinear(text, 10.0)
+    info = FunctionSpaceFilter(model).step(text.repeat(6, 1), torch.arange(4).repeat(6))
+    assert info.metrics["prior_logit_sd"] < 200 and torch.isfinite(model.weight).all()
+
+
+def test_temperature_by_cross_validation_is_one_of_its_grid() -> None:
+    model, x, y, _, _ = shots(6, 6)
+    info = FunctionSpaceFilter(model, temperature="crossval").step(x, y)
+    assert 0 <= info.metrics["temperature"] <= 1
+
+
+def test_folds_are_balanced_and_single_images_are_never_held_out() -> None:
+    model, x, y, _, _ = shots(5, 8)
+    y = y.clone()
+    y[0], y[1:8] = 0, 1
+    reduced, _, _ = reduce(8 * model.text, x, 8 * x @ model.text.T, y, 0.0, "float32")
+    fold = deal(reduced, 4)
+    assert fold[0] == -1 and (fold[1:] >= 0).all()
+    for c in range(1, 5):
+        counts = torch.bincount(fold[y == c], minlength=4)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_the_ratio_rule_puts_the_curvatures_in_the_given_ratio() -> None:
+    model, x, y = problem(15, 4, 6)
+    f = FunctionSpaceFilter(model, prior="ratio", ratio=2.5, solver="direct")
+    p0 = f.step(x, y).metrics["p0"]
+    probs = (3 * x @ model.text.T).softmax(-1)
+    middle = torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]
+    trace = p0 * 9 * torch.einsum("ncd,ce,de->n", middle, model.text, model.text) * x.square().sum(-1)
+    assert float(trace.sum()) / (15 * 3) == pytest.approx(2.5)
+
+
+def test_a_misleading_zero_shot_model_does_not_turn_kappa_negative() -> None:
+    text = torch.eye(3, dtype=torch.float64)
+    model = Bilinear(text, 20.0)
+    f = FunctionSpaceFilter(model, prior=1e-4, scale="evidence", scale_sd=5.0, temperature=1.0)
+    info = f.step(text.repeat(20, 1), (torch.arange(3) + 1).repeat(20) % 3)
+    assert 0 < info.metrics["kappa"] < 0.2
+    assert torch.isfinite(f.logit_samples(text, 5, torch.Generator().manual_seed(0))).all()
+    assert float(model.log_scale) == pytest.approx(math.log(20) + math.log(info.metrics["kappa"]))
+
+
+def test_the_models_logits_are_the_map_whatever_the_scale() -> None:
+    model, x, y, test, _ = shots(6, 4)
+    f = FunctionSpaceFilter(model, prior=0.2, scale="evidence", temperature=1e-12)
+    info = f.step(x, y)
+    assert info.metrics["kappa"] != pytest.approx(1.0, abs=1e-3)
+    draw = f.logit_samples(test, 1, torch.Generator().manual_seed(0))[0]
+    torch.testing.assert_close(
+        draw.log_softmax(-1), model(test).detach().log_softmax(-1), atol=1e-3, rtol=1e-3
+    )
+
+
+AWKWARD = {
+    "two classes": lambda: problem(6, 2, 5),
+    "one image": lambda: problem(1, 3, 5),
+    "more classes than dimensions": lambda: problem(12, 9, 4),
+    "more images than dimensions": lambda: problem(30, 3, 4),
+}
+
+
+@pytest.mark.parametrize("name", AWKWARD)
+@pytest.mark.parametrize("prior", ["crossval", "evidence", "ratio"])
+def test_awkward_shapes(name: str, prior: str) -> None:
+    model, x, y = AWKWARD[name]()
+    _works(model, x, y, prior)
+
+
+@pytest.mark.parametrize("prior", ["crossval", "evidence", "ratio"])
+@pytest.mark.parametrize(
+    "case", ["duplicates", "zero features", "one class absent", "identical text", "mixed"]
+)
+def test_awkward_data(case: str, prior: str) -> None:
+    model, x, y = problem(12, 4, 6)
+    if case == "duplicates":
+        x = x[:1].expand(12, -1).clone()
+    if case == "zero features":
+        x = torch.zeros_like(x)
+    if case == "one class absent":
+        y = y.clamp(max=2)
+    if case == "identical text":
+        model = Bilinear(model.text[:1].expand(4, -1).clone(), 3.0)
+    if case == "mixed":
+        x[3:] = 0.0
+    _works(model, x, y, prior)
+
+
+def _works(model: Bilinear, x: Tensor, y: Tensor, prior: str) -> None:
+    for scale in ("frozen", "evidence"):
+        for solver in ("auto", "cg"):
+            fresh = Bilinear(model.text, 3.0)
+            f = FunctionSpaceFilter(fresh, prior=prior, scale=scale, solver=solver)  # type: ignore[arg-type]
+            info = f.step(x, y)
+            assert info.log_evidence is not None and math.isfinite(info.log_evidence)
+            draws = f.logit_samples(x, 4, torch.Generator().manual_seed(0))
+            assert torch.isfinite(draws).all() and torch.isfinite(fresh.weight).all()
+            assert torch.isfinite(f.logit_covariance(x)).all()
+
+
+@pytest.mark.parametrize(
+    ("damage", "error"),
+    [
+        (lambda x, y: (x.index_fill(0, torch.tensor(2), math.nan), y), FloatingPointError),
+        (lambda x, y: (x.index_fill(0, torch.tensor(2), math.inf), y), FloatingPointError),
+        (lambda x, y: (x, y + 1), ValueError),
+        (lambda x, y: (x, y - 1), ValueError),
+        (lambda x, y: (x, y[:-1]), ValueError),
+        (lambda x, y: (x, y.double()), ValueError),
+        (lambda x, y: (x[:0], y[:0]), ValueError),
+    ],
+)
+def test_bad_batches_are_refused_and_leave_everything_as_it_was(damage, error) -> None:
+    model, x, y = problem(9, 3, 5)
+    f = FunctionSpaceFilter(model)
+    f.step(x, y)
+    before, samples = model.weight.detach().clone(), _samples(f, x)
+    with pytest.raises(error):
+        f.step(*damage(x, y))
+    assert torch.equal(model.weight, before) and len(f.seen) == 9  # type: ignore[arg-type]
+    assert torch.equal(_samples(f, x), samples)
+
+
+def _samples(f: FunctionSpaceFilter, x: Tensor) -> Tensor:
+    f._draws = None
+    return f.logit_samples(x, 5, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("scale", ["frozen", "evidence"])
+def test_a_checkpoint_brings_back_bit_identical_results(scale: str) -> None:
+    model, x, y, test, _ = shots(5, 4)
+    f = FunctionSpaceFilter(model, scale=scale)  # type: ignore[arg-type]
+    f.step(x[:12], y[:12])
+    buffer = io.BytesIO()
+    torch.save((model.state_dict(), f.state_dict()), buffer)
+    buffer.seek(0)
+    weights, state = torch.load(buffer, weights_only=True)
+    other = Bilinear(model.text, 8.0)
+    other.load_state_dict(weights)
+    g = FunctionSpaceFilter(other, scale=scale)  # type: ignore[arg-type]
+    g.load_state_dict(state)
+    assert torch.equal(_samples(f, test), _samples(g, test))
+    assert torch.equal(f.logit_covariance(test), g.logit_covariance(test))
+    one, two = f.step(x[12:], y[12:]), g.step(x[12:], y[12:])
+    assert one == two and torch.equal(model.weight, other.weight)
+    assert torch.equal(_samples(f, test), _samples(g, test))
+
+
+def test_a_generator_names_its_draws_in_any_batches() -> None:
+    model, x, y, test, _ = shots(4, 4)
+    f = FunctionSpaceFilter(model)
+    f.step(x, y)
+    generator = torch.Generator().manual_seed(7)
+    whole = f.logit_samples(test, 6, generator)
+    parts = torch.cat([f.logit_samples(t, 6, generator) for t in test.split(13)], 1)
+    torch.testing.assert_close(whole, parts, atol=1e-4, rtol=1e-4)
+    assert whole.shape == (6, len(test), 4) and whole.dtype == torch.float32
+    assert not torch.equal(whole, f.logit_samples(test, 6, torch.Generator().manual_seed(8)))
+    assert not torch.equal(f.logit_samples(test, 6), f.logit_samples(test, 6))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prior": -1.0}, {"prior": 0.0}, {"prior": "best"}, {"scale": "x"}, {"solver": "x"}, {"temperature": -0.1},
+        {"temperature": "x"}, {"precision": "x"}, {"folds": 1}, {"ratio": 0.0}, {"prior": math.nan},
+    ],
+)  # fmt: skip
+def test_options_are_checked(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        FunctionSpaceFilter(problem()[0], **options)  # type: ignore[arg-type]
+
+
+def test_only_bilinear_models_are_taken() -> None:
+    with pytest.raises(TypeError, match="bilinear"):
+        FunctionSpaceFilter(torch.nn.Linear(3, 3))
+    with pytest.raises(RuntimeError, match="step"):
+        FunctionSpaceFilter(problem()[0]).logit_samples(torch.zeros(1, 6), 2)
+
+
+def test_the_search_finds_the_top_of_a_smooth_hill_in_few_looks() -> None:
+    u, looks = maximise(lambda u: -math.cosh(0.4 * (u - 3.3)), 0.0, 1.4, 0.1, (-10.0, 10.0))
+    assert u == pytest.approx(3.3, abs=0.1) and looks <= 9
+    assert maximise(lambda u: u, 0.0, 1.0, 0.1, (-3.0, 3.0))[0] == pytest.approx(3.0)

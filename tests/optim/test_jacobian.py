@@ -1,0 +1,86 @@
+"""Routes to the Jacobian, against torch.func.jacrev."""
+
+import pytest
+import torch
+from kalman_models import batch, bilinear, full_jacobian
+from torch import nn
+
+from clipkal.optim.jacobian import BilinearRoute, FunctionalRoute, make_route
+from clipkal.optim.noise import ModelNoise
+from clipkal.optim.observation import Categorical
+from clipkal.optim.vector import ParameterVector
+
+
+class Net(nn.Module):
+    """A small net with a frozen layer, a scalar parameter and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 5).requires_grad_(False)
+        self.second = nn.Linear(5, 4)
+        self.gain = nn.Parameter(torch.tensor(0.7))
+        self.register_buffer("shift", torch.randn(5))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.second(self.gain * torch.tanh(self.first(inputs)) + self.shift)
+
+
+def _model(kind: str) -> nn.Module:
+    if kind == "net":
+        return Net().double()
+    model = bilinear(train_scale=kind == "scaled")
+    nn.init.normal_(model.weight)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["plain", "scaled", "net"])
+@pytest.mark.parametrize("memory", [1, 1 << 20])
+def test_every_route_gives_the_jacobian(kind: str, memory: int) -> None:
+    model = _model(kind)
+    vector = ParameterVector(model)
+    x, y = batch()
+    J = full_jacobian(model, x)
+    routes = ["func"] if kind == "net" else ["func", "bilinear"]
+    for name in routes:
+        jacobian = make_route(model, vector, name, memory).linearise(x)
+        cotangents = torch.randn(8, 4, 3).double()
+        torch.testing.assert_close(jacobian.pull(cotangents), cotangents.mT @ J)
+        measurement = Categorical().measure(jacobian.logits.detach(), y, ModelNoise())
+        rows = measurement.cotangents().mT @ J
+        torch.testing.assert_close(jacobian.rows(measurement), rows)
+        squares = jacobian.squared_rows(measurement)
+        torch.testing.assert_close(sum(squares.values()), rows.square().sum())
+        gradient = torch.einsum("bc,bcn->n", measurement.score(), J)
+        torch.testing.assert_close(jacobian.gradient_norm2(measurement.score()), gradient.square().sum())
+
+
+def test_the_cheapest_route_that_fits_is_taken() -> None:
+    model = bilinear()
+    assert isinstance(make_route(model, ParameterVector(model)), BilinearRoute)
+    net = Net()
+    assert isinstance(make_route(net, ParameterVector(net)), FunctionalRoute)
+    with pytest.raises(ValueError, match="BilinearModel"):
+        make_route(net, ParameterVector(net), "bilinear")
+    with pytest.raises(ValueError, match="auto, bilinear, func"):
+        make_route(net, ParameterVector(net), "hooks")
+
+
+def test_a_bilinear_model_that_trains_more_takes_the_general_route() -> None:
+    model = bilinear()
+    model.bias = nn.Parameter(torch.zeros(4))
+    assert isinstance(make_route(model, ParameterVector(model)), FunctionalRoute)
+
+
+def test_the_vector_is_the_parameters_in_order() -> None:
+    net = Net()
+    vector = ParameterVector(net)
+    assert vector.names == ["gain", "second.weight", "second.bias"]
+    before = vector.gather()
+    assert before.shape == (vector.size,) == (25,)
+    vector.add_(torch.arange(25.0))
+    torch.testing.assert_close(vector.gather() - before, torch.arange(25.0))
+    assert vector.unflatten(before)["second.weight"].shape == (4, 5)
+    stacked = torch.stack([before, before + 1])
+    torch.testing.assert_close(vector.flatten(vector.unflatten(stacked), leading=1), stacked)
+    vector.assign_(before)
+    torch.testing.assert_close(vector.gather(), before, rtol=0, atol=0)
