@@ -1,0 +1,234 @@
+"""From runs to rows: one choice over several seeds becomes one row of means with confidence intervals."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from clipkal.report.collect import Run
+from clipkal.report.labels import labels_of
+
+ID = "ID"
+MEAN_OOD = "mean OOD"
+PREDICTIVES = ("sampled", "probit", "plugin")
+"""The first of these that a run has is the one it reports."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over seeds, and the half-width of its 95 % confidence interval (None for one seed or an infinite
+    value).
+    """
+
+    mean: float
+    half_width: float | None
+    values: tuple[float, ...]
+
+
+@dataclass
+class Row:
+    """One line of a table.
+
+    Attributes:
+        dataset, backbone, method, shots: as in the run; shots is a string, "all" included.
+        label: the method, with whatever else tells it from other runs of that method.
+        predictive: as in results.json; `reported` marks the one that stands for the method.
+        trained: False for zero-shot, where the shots do not matter.
+        seeds: the seeds averaged over.
+        run_ids: their runs; empty for an average over datasets.
+        values: (set, metric) -> Estimate, with the sets "ID", each OOD set by name, and "mean OOD".
+        facts: set -> {n, classes, bins}.
+    """
+
+    dataset: str
+    backbone: str
+    method: str
+    label: str
+    predictive: str
+    reported: bool
+    trained: bool
+    shots: str
+    seeds: list[Any]
+    run_ids: list[str]
+    values: dict[tuple[str, str], Estimate] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def ood(self) -> list[str]:
+        """Names of the OOD sets, in the order of the run."""
+        return [name for name in self.facts if name != ID]
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Sorts rows by dataset, backbone, shots, method and predictive."""
+        rank = PREDICTIVES.index(p) if (p := self.predictive.removesuffix("_scaled")) in PREDICTIVES else 9
+        scaled = self.predictive.endswith("_scaled")
+        return (
+            self.dataset,
+            self.backbone,
+            shots_rank(self.shots),
+            self.label,
+            not self.reported,
+            scaled,
+            rank,
+        )
+
+
+def shots_rank(shots: str) -> float:
+    """Numbers in their order, "all" last."""
+    return float(shots) if re.fullmatch(r"\d+", shots) else math.inf
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean ± t₀.₉₇₅ · s / √n with Student's t for n − 1 degrees of freedom, over seeds (n ≥ 1 values)."""
+    mean = float(np.mean(values))
+    if len(values) < 2 or not math.isfinite(mean):
+        return Estimate(mean, None, tuple(values))
+    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return Estimate(mean, float(stats.t.ppf(0.975, len(values) - 1)) * spread, tuple(values))
+
+
+def aggregate(runs: Iterable[Run]) -> list[Row]:
+    """One row per dataset, backbone, method (and what else differs), shots and predictive, averaged over
+    seeds.
+
+    A mean over OOD sets is the mean of one run's sets, then averaged over seeds; a run that lacks a set
+    that others of the same dataset and backbone have gets none.
+    """
+    families: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in runs:
+        families[str(run.run["dataset"]), str(run.run["backbone"])].append(run)
+    rows = [row for family in families.values() for row in _family_rows(family)]
+    return sorted(rows, key=lambda row: row.order)
+
+
+def _family_rows(family: list[Run]) -> Iterable[Row]:
+    every_ood = {name for run in family for name, one in run.sets.items() if one["role"] == "ood"}
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run, label in zip(family, labels_of(family), strict=True):
+        groups[label, str(run.run["shots"])].append(run)
+    for (label, shots), members in groups.items():
+        for predictive in dict.fromkeys(p for run in members for p in _predictives(run)):
+            having = [run for run in members if predictive in _predictives(run)]
+            yield _row(label, shots, predictive, having, every_ood)
+
+
+def _row(label: str, shots: str, predictive: str, runs: list[Run], every_ood: set[str]) -> Row:
+    runs = sorted(runs, key=lambda run: str(run.run["seed"]))
+    about = runs[0].run
+    row = Row(
+        dataset=str(about["dataset"]),
+        backbone=str(about["backbone"]),
+        method=str(about["method"]),
+        label=label,
+        predictive=predictive,
+        reported=predictive == _reported(runs[0]),
+        trained=str(about["optimizer"]) != "none",
+        shots=shots,
+        seeds=[run.run["seed"] for run in runs],
+        run_ids=[run.run_id for run in runs],
+    )
+    collected: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for run in runs:
+        values = _values(run, predictive)
+        for key, value in (values | _mean_ood(values, every_ood)).items():
+            collected[key].append(value)
+        row.facts |= _facts(run, predictive)
+    row.values = {key: estimate(values) for key, values in collected.items()}
+    return row
+
+
+def _predictives(run: Run) -> list[str]:
+    return list(dict.fromkeys(p for one in run.sets.values() for p in one["predictive"]))
+
+
+def _reported(run: Run) -> str:
+    there = _predictives(run)
+    return next((p for p in PREDICTIVES if p in there), there[0])
+
+
+def _column(name: str, one: dict[str, Any]) -> str:
+    return ID if one["role"] == "id" else name
+
+
+def _values(run: Run, predictive: str) -> dict[tuple[str, str], float]:
+    """(set, metric) -> value of one run; a null NLL is the infinite one that JSON cannot write."""
+    found: dict[tuple[str, str], float] = {}
+    for name, one in run.sets.items():
+        for metric, value in one["predictive"].get(predictive, {}).items():
+            if value is None and metric == "nll":
+                value = math.inf
+            if isinstance(value, int | float) and metric not in ("n", "bins", "classes"):
+                found[_column(name, one), metric] = float(value)
+    for name, scores in run.detection.items():
+        for score, entry in scores.items():
+            if entry.get("predictive") == predictive:
+                plain = score.removeprefix("plugin_")
+                found[name, f"auroc_{plain}"] = float(entry["auroc"])
+                found[name, f"fpr95_{plain}"] = float(entry["fpr95"])
+    return found
+
+
+def _mean_ood(values: dict[tuple[str, str], float], every_ood: set[str]) -> dict[tuple[str, str], float]:
+    metrics = dict.fromkeys(metric for name, metric in values if name != ID)
+    means = {}
+    for metric in metrics:
+        parts = [values.get((name, metric)) for name in sorted(every_ood)]
+        if parts and None not in parts:
+            means[MEAN_OOD, metric] = float(np.mean([part for part in parts if part is not None]))
+    return means
+
+
+def _facts(run: Run, predictive: str) -> dict[str, dict[str, Any]]:
+    return {
+        _column(name, one): {key: one["predictive"][predictive].get(key) for key in ("n", "classes", "bins")}
+        for name, one in run.sets.items()
+        if predictive in one["predictive"]
+    }
+
+
+def over_datasets(rows: Iterable[Row]) -> list[Row]:
+    """Rows averaged over datasets, per backbone, where there are several; only methods that have every
+    dataset.
+
+    Each seed's values are averaged over datasets first, so the interval is one over seeds, as everywhere;
+    seeds that a dataset lacks are left out. The OOD sets of different datasets differ: only "ID" and "mean
+    OOD" remain.
+    """
+    families: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        families[row.backbone].append(row)
+    found = []
+    for family in families.values():
+        datasets = {row.dataset for row in family}
+        groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+        for row in family:
+            groups[row.label, row.predictive, row.shots].append(row)
+        complete = [g for g in groups.values() if len(g) == len(datasets) > 1]
+        found += [merged for group in complete if (merged := _merged(group))]
+    return sorted(found, key=lambda row: row.order)
+
+
+def _merged(group: list[Row]) -> Row | None:
+    seeds = [seed for seed in group[0].seeds if all(seed in row.seeds for row in group)]
+    if not seeds:
+        return None
+    first = group[0]
+    row = replace(
+        first, dataset=f"average of {len(group)} datasets", seeds=seeds, run_ids=[], values={}, facts={}
+    )
+    for key in first.values:
+        if key[0] in (ID, MEAN_OOD) and all(
+            len(r.values.get(key, _NONE).values) == len(r.seeds) for r in group
+        ):
+            per_seed = [[r.values[key].values[r.seeds.index(seed)] for seed in seeds] for r in group]
+            row.values[key] = estimate(np.mean(per_seed, axis=0).tolist())
+    return row
+
+
+_NONE = Estimate(math.nan, None, ())

@@ -1,0 +1,113 @@
+"""Finding the finished runs under some folders."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clipkal.errors import DataError
+from clipkal.tracking.directory import ID_COMMENT, MARKER, SCHEMA_VERSION
+
+RESULTS = "results.json"
+RUN_KEYS = (
+    "dataset",
+    "backbone",
+    "method",
+    "adapter",
+    "optimizer",
+    "shots",
+    "seed",
+    "validation",
+    "protocol",
+)
+ASIDE = ".old-"
+"""In the name of a run that was moved aside for another one; it is no longer part of the results."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run, as its results.json tells it."""
+
+    path: Path
+    run_id: str
+    run: dict[str, Any]
+    sets: dict[str, Any]
+    detection: dict[str, Any]
+
+
+@dataclass
+class Collection:
+    """What was found: the runs (each id once), the folders of unfinished ones, and the copies left out."""
+
+    runs: list[Run] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
+    duplicates: list[Path] = field(default_factory=list)
+
+
+def collect(roots: Iterable[str | Path]) -> Collection:
+    """Every finished run under `roots`, in the order of their paths.
+
+    Raises:
+        DataError: a root does not exist, there is no finished run at all, a results.json is damaged, or its
+            schema version is not the one this clipkal writes.
+    """
+    folders = [Path(root) for root in roots]
+    found = Collection()
+    seen: dict[str, Path] = {}
+    for path in sorted({path.resolve(): path for root in folders for path in _run_folders(root)}.values()):
+        if not ((path / MARKER).is_file() and (path / RESULTS).is_file()):
+            found.unfinished.append(path)
+            continue
+        run = _read(path)
+        if run.run_id in seen:
+            found.duplicates.append(path)
+        else:
+            seen[run.run_id] = path
+            found.runs.append(run)
+    if not found.runs:
+        where = ", ".join(map(str, folders))
+        unfinished = f" ({len(found.unfinished)} unfinished)" if found.unfinished else ""
+        raise DataError(
+            f"no finished run under {where}{unfinished}; run clipkal first, or give the folder it wrote to"
+        )
+    return found
+
+
+def _run_folders(root: Path) -> Iterator[Path]:
+    """The run directories at or below `root`; hidden folders and runs moved aside are left out."""
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; give one that holds clipkal runs, such as outputs")
+    for name, folders, files in os.walk(root):
+        path = Path(name)
+        if RESULTS in files or MARKER in files or ("config.yaml" in files and _is_run(path / "config.yaml")):
+            folders.clear()
+            yield path
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and ASIDE not in f)
+
+
+def _is_run(config: Path) -> bool:
+    try:
+        with config.open(encoding="utf-8") as file:
+            return file.readline().startswith(ID_COMMENT)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _read(path: Path) -> Run:
+    file = path / RESULTS
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        version, run_id = content["schema_version"], str(content["run_id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} cannot be read ({error}); remove the folder or run it again") from error
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{file} has schema version {version}, this clipkal reads {SCHEMA_VERSION}, and one report "
+            "cannot mix them; run it again, or report on it with the clipkal that wrote it"
+        )
+    run, sets = content.get("run"), content.get("sets")
+    if not isinstance(run, dict) or not isinstance(sets, dict) or not set(RUN_KEYS) <= set(run):
+        raise DataError(f"{file} lacks what defines a run ({', '.join(RUN_KEYS)}) or its sets; run it again")
+    return Run(path, run_id, run, sets, content.get("detection") or {})

@@ -1,0 +1,71 @@
+"""How figures look: one colour, marker and line per method in every figure, safe for colour-blind readers."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+
+INK, MUTED, RULE = "#1f2430", "#6b7280", "#d8dce3"
+GOOD, BAD = "#0072B2", "#D55E00"
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7A5C00")
+"""Okabe & Ito (2008) without black and yellow (too pale for a line), and two more that stay apart in
+simulation.
+"""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+KNOWN = {"kalman": 0, "adamw": 1, "kalman_diagonal": 2, "sgd": 3, "rkalman": 4, "reng": 5, "ring": 6}
+UNTRAINED = "#6b7280"
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colour, marker and line of one method."""
+
+    color: str
+    marker: str
+    line: str = "-"
+
+
+def styles(labels: Iterable[str], untrained: Iterable[str] = ()) -> dict[str, Style]:
+    """A style for each label. Methods in `KNOWN` always have theirs; others take what is left, in sorted
+    order.
+    """
+    labels, untrained = sorted(set(labels)), set(untrained)
+    free = [i for i in range(len(PALETTE)) if i not in {KNOWN[name] for name in labels if name in KNOWN}]
+    found, others = {}, 0
+    for label in labels:
+        if label in untrained:
+            found[label] = Style(UNTRAINED, "_", "--")
+        elif label in KNOWN:
+            found[label] = Style(PALETTE[KNOWN[label]], MARKERS[KNOWN[label]])
+        else:
+            place, again = others, 0
+            if free and others < len(free):
+                place = free[others]
+            else:
+                again = 1 + (others - len(free)) // len(PALETTE)
+            index = place % len(PALETTE)
+            found[label] = Style(
+                PALETTE[index], MARKERS[(index + 3 * again) % len(MARKERS)], ("-", ":", "-.")[again % 3]
+            )
+            others += 1
+    return found
+
+
+def paler(color: str, white: float) -> str:
+    """The colour mixed with a share of white, opaque: 0 leaves it, 1 is white."""
+    red, green, blue = (white + (1 - white) * part for part in to_rgb(color))
+    return to_hex((red, green, blue))
+
+
+def plain(axes: Axes, grid: str = "y") -> None:
+    """A quiet frame: no box, thin grid behind the data."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(RULE)
+    axes.tick_params(colors=MUTED, labelsize=9, length=0)
+    if grid:
+        axes.grid(axis=grid, color=RULE, linewidth=0.7)  # type: ignore[arg-type]
+    axes.set_axisbelow(True)
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)

@@ -1,0 +1,186 @@
+"""What a run is called: its id, the name of its folder, and the environment it ran in."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from clipkal import files
+
+EXCLUDED = (
+    "output_dir",  # where results go
+    "data.root",  # where the same data lies on this machine
+    "data.workers",  # how many processes decode it
+    "data.cache",  # where features are cached
+    "data.progress",  # what the terminal shows
+    "checkpoint_every",  # how often a run can be taken up again
+    "tracking",  # what is mirrored to W&B
+    "wandb",
+    "hydra",  # how the run was launched
+)
+"""Keys, with all below them, that do not change numbers. `device` and `threads` do, in the last digits."""
+
+NAMED = ("dataset", "backbone", "method", "fewshot.shots", "seed")
+"""Keys that already are a part of the run's path, so that they are not repeated among its overrides."""
+
+LONGEST = 120
+ID_LENGTH = 16
+PACKAGES = ("clipkal", "torch", "torchvision", "open_clip_torch", "timm", "hydra-core", "numpy", "wandb")
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """Sixteen hex digits that name the resolved scientific configuration, whatever the order of its keys.
+
+    Everything in `config` counts but the keys of `EXCLUDED`. Seed 0 and seed null are different runs; 1 and
+    1.0 are one.
+    """
+    kept = {key: value for key, value in flatten(config).items() if not _below(key, EXCLUDED)}
+    return files.digest("clipkal run 1", json.dumps(kept, sort_keys=True))[:ID_LENGTH]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The scientific keys in which two configurations differ, each as `key: old → new`."""
+    before, after = flatten(old), flatten(new)
+    keys = sorted(key for key in before.keys() | after.keys() if not _below(key, EXCLUDED))
+    absent = "(absent)"
+    pairs = [(key, before.get(key, absent), after.get(key, absent)) for key in keys]
+    return [f"{key}: {was} → {now}" for key, was, now in pairs if was != now]
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level of dotted keys, with JSON values."""
+    if isinstance(value, Mapping) and (value or not prefix):
+        flat: dict[str, Any] = {}
+        for key, item in value.items():
+            flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    return {prefix: _canonical(value)}
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return str(value)
+
+
+def _below(key: str, prefixes: Iterable[str]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def directory_name(overrides: Iterable[str], named: Iterable[str] = NAMED) -> str:
+    """A readable folder name for Hydra's task overrides: sorted, without `/`, at most 120 characters.
+
+    Left out are the keys in `named`, which have a place of their own in the path, and those that do not
+    change numbers. The last of two overrides of one key counts, as in Hydra. Commas inside a value become
+    `+`, other characters that are unsafe in a file name become %XX. A longer name is cut and ends in a digest
+    of the whole. "" if nothing is left.
+    """
+    kept: dict[str, str] = {}
+    for override in overrides:
+        key, equals, value = override.lstrip("+").partition("=")
+        plain = key.lstrip("~").replace("/", ".")
+        if plain not in set(named) and not _below(plain, EXCLUDED):
+            kept[key] = _escape(key) + equals + _escape(value)
+    return _shorten(",".join(kept[key] for key in sorted(kept)))
+
+
+def run_path(
+    output_dir: str | Path,
+    *,
+    dataset: str,
+    backbone: str,
+    method: str,
+    shots: int | str,
+    seed: int | None,
+    overrides: Iterable[str] = (),
+) -> Path:
+    """`<output_dir>/<dataset>/<backbone>/<method>/<shots>shot-seed<seed>[,other overrides]`."""
+    parts = [_component(part) for part in (dataset, backbone, method)]
+    others = directory_name(overrides)
+    leaf = _component(f"{shots}shot-seed{seed}") + (f",{others}" if others else "")
+    return Path(output_dir).joinpath(*parts, leaf)
+
+
+def _component(text: str) -> str:
+    name = _escape(text)
+    return _shorten(f"%2E{name[1:]}" if name.startswith(".") else name or "%00")
+
+
+def _escape(text: str) -> str:
+    return quote(text, safe="=[]@,").replace(",", "+")
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 13]}~{files.digest(name)[:12]}"
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and hardware: what one needs to know to explain a difference in the last digits."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions(),
+        "git": git_state(Path.cwd()),
+        "cpu": _cpu_name(),
+        **_torch_state(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Installed versions of what decides the numbers; None for what is not installed."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the folder's repository and whether tracked files changed; None where there is none."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if not commit:
+        return None
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changed is None else bool(changed)}
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
+    quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, env=quiet, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _torch_state() -> dict[str, Any]:
+    torch = sys.modules.get("torch")  # a run has long imported it; nobody else needs it for a version
+    if torch is None:
+        return {"threads": os.cpu_count(), "gpu": None, "cuda": None}
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"threads": torch.get_num_threads(), "gpu": gpu, "cuda": torch.version.cuda}

@@ -1,0 +1,88 @@
+"""Figures are drawn from what the rows say, with one look per method; pixels are looked at by people."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from PIL import Image
+from synthetic_runs import evaluation, write_run
+
+from clipkal.report.aggregate import ID, MEAN_OOD, aggregate
+from clipkal.report.collect import collect
+from clipkal.report.draw import draw
+from clipkal.report.figures import calibration_bars, id_against_ood, learning_curves, reliability_figure
+from clipkal.report.page import picture
+from clipkal.report.style import PALETTE, paler, styles
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(picture(figure).png)).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def digits(outputs: Path):
+    return aggregate(collect([outputs / "digits"]).runs)
+
+
+def test_learning_curves_show_the_means(digits) -> None:
+    figure = learning_curves(digits)
+    left, right = figure.axes
+    for axes, name in ((left, ID), (right, MEAN_OOD)):
+        lines = {line.get_label(): line for line in axes.lines}
+        assert {"adamw", "kalman", "zeroshot"} <= set(lines)
+        rows = [row for row in digits if row.label == "kalman" and row.reported]
+        expected = [100 * row.values[name, "accuracy"].mean for row in rows]
+        np.testing.assert_allclose(lines["kalman"].get_ydata(), expected)
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "16"]
+    assert pixels(figure).std() > 5
+
+
+def test_other_figures_render(digits) -> None:
+    for figure in (id_against_ood(digits), calibration_bars(digits)):
+        image = pixels(figure)
+        assert image.shape[0] > 300 and image.std() > 5
+    names = [tick.get_text() for tick in calibration_bars(digits).axes[0].get_yticklabels()]
+    assert names == ["adamw", "adamw · plugin_scaled", "kalman", "kalman · plugin", "zeroshot"]
+
+
+def test_one_run_without_ood_and_an_infinite_nll_still_draw(tmp_path: Path) -> None:
+    write_run(tmp_path, n=20, sets=("test",))
+    rows = aggregate(collect([tmp_path]).runs)
+    rows[0].values[ID, "nll"] = type(rows[0].values[ID, "nll"])(float("inf"), None, (float("inf"),))
+    for captions in draw(rows, collect([tmp_path]).runs).values():
+        assert set(captions) == {"Accuracy against shots", "Calibration", "Reliability, one seed"}
+        assert all(pixels(figure).std() > 2 for figure in captions.values())
+
+
+@pytest.mark.parametrize("sets", [("test",), ("test", "sketch"), ("test", *"abcdef")])
+def test_reliability_figure_has_a_panel_per_set_and_predictive(sets: tuple[str, ...]) -> None:
+    result = evaluation("kalman", n=40, sets=sets)
+    figure = reliability_figure(result)
+    assert len(figure.axes) == 2 * len(sets)
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    ece = result.sets["test"].metrics["sampled"]["ece"]
+    assert any(text.startswith(f"ECE {100 * ece:.1f} %") for text in texts)
+    assert len(reliability_figure(result.to_dict()).axes) == len(figure.axes)
+    dots = next(axes for axes in figure.axes if axes.collections).collections[-1].get_offsets()
+    assert len(dots) == sum(b["n"] > 0 for b in result.sets["test"].metrics["plugin"]["reliability"])
+
+
+def test_styles_are_stable_and_distinct() -> None:
+    some = styles(["kalman", "adamw", "mine"])
+    more = styles(["kalman", "adamw", "mine", "sgd", "zeroshot"], untrained=["zeroshot"])
+    assert some["kalman"] == more["kalman"] and some["adamw"] == more["adamw"]
+    many = styles([f"method{i}" for i in range(24)] + ["kalman"])
+    assert len({(s.color, s.marker, s.line) for s in many.values()}) == 25
+    assert len({to_rgb(color) for color in PALETTE}) == 8
+    assert paler("#000000", 0.5) == "#808080" and paler("#123456", 0) == "#123456"
+
+
+def test_no_pyplot_state(digits) -> None:
+    import sys
+
+    learning_curves(digits)
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
