@@ -1,0 +1,54 @@
+"""The command `clipkal`: Hydra around one run, and one clear line for whatever the user can mend."""
+
+import logging
+import os
+import sys
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode, TaskFunction
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from clipkal.config import conf_dir, explain, register
+from clipkal.errors import ClipkalError
+
+log = logging.getLogger("clipkal")
+
+
+def _task(cfg: DictConfig) -> float | None:
+    from clipkal.app import run  # torch and open_clip take seconds to import: --help must not wait for them
+
+    try:
+        return run(cfg)
+    except ClipkalError as error:
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            fail(error)
+        log.error("%s", error)  # the other jobs of the sweep go on; Hydra names this one at the end
+        raise
+
+
+def main() -> None:
+    """Runs `clipkal …`; exits with 2 after one line on bad input, with 1 after a traceback on a bug."""
+    register()
+    os.environ.setdefault(
+        "HYDRA_FULL_ERROR", "1"
+    )  # errors reach us whole; we shorten those that are the user's
+    task: TaskFunction = hydra.main(config_path=conf_dir(), config_name="config", version_base="1.3")(_task)
+    try:
+        task()  # type: ignore[call-arg]
+    except (ClipkalError, HydraException, OmegaConfBaseException) as error:
+        fail(error)
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Prints one line on standard error and exits with 2; CLIPKAL_DEBUG=1 in the environment shows the
+    traceback.
+    """
+    if os.environ.get("CLIPKAL_DEBUG"):
+        raise error
+    text = str(error) if isinstance(error, ClipkalError) else explain(f"{error}\n{error.__cause__ or ''}")
+    print(f"clipkal: {text}", file=sys.stderr)
+    sys.exit(2)

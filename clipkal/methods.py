@@ -1,0 +1,88 @@
+"""From the words of the configuration to a training plan and an optimiser."""
+
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import DictConfig
+
+from clipkal.adapters import Adapter
+from clipkal.errors import ConfigError
+from clipkal.optim.base import BatchOptimizer
+from clipkal.training import Build, Plan
+
+FIRST_ORDER = ("adamw", "sgd", "adagrad", "sam", "sophia")
+
+
+def make_plan(cfg: DictConfig, has_validation: bool) -> Plan:
+    """How long to learn and which learning rates to try, from `optimizer`, `seed` and whether there are
+    validation images.
+    """
+    optimizer = cfg.optimizer
+    if optimizer.name in FIRST_ORDER:
+        return _first_order_plan(optimizer, cfg.seed, has_validation)
+    if optimizer.name == "function_space":
+        return Plan(seed=cfg.seed)
+    if optimizer.name == "kalman":
+        return Plan(epochs=optimizer.epochs, batch_size=optimizer.batch_size, seed=cfg.seed)
+    raise ConfigError(f"unknown optimizer.name={optimizer.name}")
+
+
+def _first_order_plan(optimizer: DictConfig, seed: int, has_validation: bool) -> Plan:
+    rates = tuple(optimizer.lr_grid) if optimizer.lr == "auto" else (_number(optimizer.lr, "optimizer.lr"),)
+    if optimizer.keep not in ("best", "last"):
+        raise ConfigError(f"optimizer.keep={optimizer.keep}: type best or last")
+    if not has_validation:
+        rates = (optimizer.default_lr,) if optimizer.lr == "auto" else rates
+    return Plan(
+        rates=rates,
+        epochs=optimizer.epochs,
+        batch_size=optimizer.batch_size,
+        schedule=optimizer.schedule,
+        keep=optimizer.keep if has_validation else "last",
+        seed=seed,
+    )
+
+
+def make_build(cfg: DictConfig) -> Build:
+    """A function from (adapter, learning rate) to the optimiser that `optimizer` describes."""
+    optimizer = cfg.optimizer
+    makers: dict[str, Callable[[Adapter, float | None], BatchOptimizer]] = {
+        "function_space": lambda adapter, _: _function_space(adapter, optimizer),
+        "kalman": lambda adapter, _: _kalman(adapter, optimizer),
+    }
+    if optimizer.name in FIRST_ORDER:
+        return lambda adapter, rate: _first_order(adapter, optimizer, rate or optimizer.default_lr)
+    return makers[optimizer.name]
+
+
+def _first_order(adapter: Adapter, cfg: DictConfig, rate: float) -> BatchOptimizer:
+    from clipkal.optim.baselines import build_baseline
+
+    options = {} if cfg.momentum is None else {"momentum": cfg.momentum}
+    return build_baseline(cfg.name, adapter, lr=rate, weight_decay=cfg.weight_decay, **options)
+
+
+def _function_space(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
+    from clipkal.optim.function_space import FunctionSpaceFilter
+
+    prior = cfg.prior if cfg.prior in ("evidence", "ratio") else _number(cfg.prior, "optimizer.prior")
+    return FunctionSpaceFilter(adapter, prior=prior, scale=cfg.scale, solver=cfg.solver)
+
+
+def _kalman(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
+    from clipkal.optim.kalman import KalmanFilter
+
+    options = {
+        str(key): value for key, value in cfg.items() if key not in ("name", "batch_size", "learn_scale")
+    }
+    options["prior"] = cfg.prior if cfg.prior == "ratio" else _number(cfg.prior, "optimizer.prior")
+    return KalmanFilter(adapter, **options)
+
+
+def _number(value: Any, key: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"{key}={value}: type a number or one of the words in conf/{key.split('.')[0]}/"
+        ) from None

@@ -1,0 +1,270 @@
+"""The training loop: trials over learning rates, epochs over shots, checkpoints, and the best model by
+few-shot validation.
+
+A run is a list of *trials* (one per learning rate; a Kalman filter has no learning rate and so one trial).
+Each trial starts from the zero-shot adapter, sees the same batches and is judged by the negative
+log-likelihood of the validation images after every epoch. Everything random is a pure function of (seed,
+epoch), so a run that is killed and resumed gives the same numbers.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clipkal.adapters import Adapter
+from clipkal.data import FeatureSet
+from clipkal.optim.base import BatchOptimizer, StepInfo
+
+Build = Callable[[Adapter, float | None], BatchOptimizer]
+State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and in what portions to learn.
+
+    rates: learning rates to try; [None] for an optimiser without one.
+    epochs: passes over the shots; batch_size: images a step, 0 = all at once.
+    schedule: cosine (to zero over the epochs) or constant.
+    keep: best = the epoch with the lowest validation NLL, epoch 0 (zero-shot) included; last = the final one.
+    """
+
+    rates: tuple[float | None, ...] = (None,)
+    epochs: int = 1
+    batch_size: int = 0
+    schedule: str = "constant"
+    keep: str = "last"
+    seed: int = 1
+
+
+@dataclass
+class Trial:
+    """One learning rate's outcome: the kept epoch, its validation NLL (None without validation images) and
+    the curve per epoch.
+    """
+
+    rate: float | None
+    epoch: int
+    val_nll: float | None
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class Training:
+    """What training gives.
+
+    trials: every learning rate's outcome; kept: the one whose parameters are in the adapter now.
+    optimizer: of the last trial (the only one where it holds a posterior).
+    seconds: spent by this process. last_step: what the optimiser said of its last step (prior, evidence, …).
+    """
+
+    trials: list[Trial]
+    kept: Trial
+    optimizer: BatchOptimizer
+    seconds: float
+    last_step: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def posterior(self) -> Any:
+        """The optimiser where it can draw logits from a posterior, else None."""
+        return self.optimizer if hasattr(self.optimizer, "logit_samples") else None
+
+
+class FeatureTask(Protocol):
+    """The part of a few-shot task, seen through a backbone, that training needs."""
+
+    @property
+    def shots(self) -> FeatureSet: ...
+    @property
+    def val(self) -> FeatureSet | None: ...
+
+
+class Saver(Protocol):
+    """Decides after every step whether to write a checkpoint, and ends the run when a signal asked for it."""
+
+    def restore(self) -> State | None: ...
+    def after_step(self, state: Callable[[], State]) -> None: ...
+
+
+class Report(Protocol):
+    """Hears about every finished epoch."""
+
+    def __call__(self, trial: int, epoch: int, values: dict[str, float]) -> None: ...
+
+
+def train(
+    adapter: Adapter,
+    build: Build,
+    task: FeatureTask,
+    plan: Plan,
+    saver: Saver | None = None,
+    report: Report | None = None,
+) -> Training:
+    """Runs every trial of the plan and leaves the best parameters in `adapter`.
+
+    Without validation images there must be one rate, and the last epoch is kept. Raises FloatingPointError
+    if the kept trial met a loss that is not finite; a diverging trial among several is recorded with an
+    infinite NLL and loses.
+    """
+    started = time.perf_counter()
+    start = copy.deepcopy(adapter.state_dict())
+    loop = _Loop(adapter, build, task, plan, saver, report)
+    state = saver.restore() if saver else None
+    first = loop.resume(state) if state else 0
+    for index in range(first, len(plan.rates)):
+        if not (state and index == first):
+            adapter.load_state_dict(start)
+            loop.begin(index)
+        loop.run(index)
+    if not loop.best:
+        raise FloatingPointError(f"every learning rate of {list(plan.rates)} met a loss that is not finite")
+    adapter.load_state_dict(loop.best["adapter"])
+    kept, seconds = loop.trials[loop.best["trial"]], time.perf_counter() - started
+    return Training(loop.trials, kept, loop.optimizer, seconds, loop.last_step)
+
+
+class _Loop:
+    """The mutable heart of `train`: everything a checkpoint has to hold."""
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        build: Build,
+        task: FeatureTask,
+        plan: Plan,
+        saver: Saver | None,
+        report: Report | None,
+    ):
+        self.adapter, self.build, self.task, self.plan = adapter, build, task, plan
+        self.saver, self.report = saver, report
+        self.shots = task.shots
+        self.trials: list[Trial] = []
+        self.best: State = {}
+        self.epoch = self.position = 0
+        self.loss_sum = 0.0
+        self.last_step: dict[str, float] = {}
+
+    def begin(self, index: int) -> None:
+        """Starts trial `index` from the parameters now in the adapter."""
+        rate = self.plan.rates[index]
+        self.optimizer = self.build(self.adapter, rate)
+        self.trials.append(Trial(rate, 0, None))
+        self.epoch, self.position, self.loss_sum = 0, 0, 0.0
+        self._judge(index, 0)
+
+    def run(self, index: int) -> None:
+        """Takes trial `index` from where it stands to its last epoch."""
+        try:
+            while self.epoch < self.plan.epochs:
+                self._pass(index)
+        except FloatingPointError:
+            if len(self.plan.rates) == 1:
+                raise
+            self.trials[index].curve.append({"epoch": self.epoch + 1, "train_loss": math.inf})
+
+    def _pass(self, index: int) -> None:
+        batches = list(self._batches())
+        for position in range(self.position, len(batches)):
+            self._set_rate(index, (self.epoch + position / len(batches)) / self.plan.epochs)
+            chosen = batches[position]
+            info = self.optimizer.step(self.shots.features[chosen], self.shots.labels[chosen])
+            self.loss_sum += info.loss * len(chosen)
+            self.last_step = _said(info)
+            self.position = position + 1
+            if self.saver:
+                self.saver.after_step(lambda: self.state(index))
+        self.epoch, self.position = self.epoch + 1, 0
+        mean_loss, self.loss_sum = self.loss_sum / len(self.shots.labels), 0.0
+        self._judge(index, self.epoch, mean_loss)
+
+    def _batches(self) -> Iterator[Tensor]:
+        count = len(self.shots.labels)
+        generator = torch.Generator().manual_seed(_mix(self.plan.seed, self.epoch))
+        order = torch.randperm(count, generator=generator)
+        yield from order.split(self.plan.batch_size or count)
+
+    def _set_rate(self, index: int, progress: float) -> None:
+        rate = self.plan.rates[index]
+        if rate is None:
+            return
+        factor = 0.5 * (1 + math.cos(math.pi * progress)) if self.plan.schedule == "cosine" else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * factor
+
+    def _judge(self, index: int, epoch: int, train_loss: float | None = None) -> None:
+        """Scores the parameters after `epoch` and remembers them if they are to be kept so far."""
+        val_nll = validation_nll(self.adapter, self.task.val)
+        trial = self.trials[index]
+        values = {"epoch": float(epoch)}
+        values |= {"train_loss": train_loss} if train_loss is not None else {}
+        values |= {"val_nll": val_nll} if val_nll is not None else {}
+        trial.curve.append(values)
+        if self.report:
+            self.report(index, epoch, values)
+        last = epoch == self.plan.epochs
+        if self.plan.keep == "last" or val_nll is None:
+            if last:
+                trial.epoch, trial.val_nll = epoch, val_nll
+                self._remember(index, val_nll)
+        elif trial.val_nll is None or val_nll < trial.val_nll:
+            trial.epoch, trial.val_nll = epoch, val_nll
+            self._remember(index, val_nll)
+
+    def _remember(self, index: int, val_nll: float | None) -> None:
+        score = math.inf if val_nll is None else val_nll
+        if not self.best or score < self.best["score"]:
+            weights = {name: value.clone() for name, value in self.adapter.state_dict().items()}
+            self.best = {"score": score, "trial": index, "adapter": weights}
+
+    def state(self, index: int) -> State:
+        """Everything that `resume` needs, as plain containers of tensors and numbers."""
+        return {
+            "trial": index,
+            "epoch": self.epoch,
+            "position": self.position,
+            "loss_sum": self.loss_sum,
+            "last_step": self.last_step,
+            "adapter": self.adapter.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+            "trials": [vars(trial) for trial in self.trials],
+        }
+
+    def resume(self, state: State) -> int:
+        """Takes a checkpoint back; returns the trial it stands in."""
+        index = int(state["trial"])
+        self.adapter.load_state_dict(state["adapter"])
+        self.optimizer = self.build(self.adapter, self.plan.rates[index])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.position = state["epoch"], state["position"]
+        self.loss_sum, self.best, self.last_step = state["loss_sum"], state["best"], state["last_step"]
+        self.trials = [Trial(**trial) for trial in state["trials"]]
+        return index
+
+
+def _said(info: StepInfo) -> dict[str, float]:
+    evidence = {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
+    return {**evidence, **info.metrics}
+
+
+def validation_nll(adapter: Adapter, val: FeatureSet | None) -> float | None:
+    """Mean negative log-likelihood (nats) of the validation images; None without any; infinity where it is
+    not finite.
+    """
+    if val is None or len(val.labels) == 0:
+        return None
+    with torch.no_grad():
+        value = float(F.cross_entropy(adapter(val.features).double(), val.labels))
+    return value if math.isfinite(value) else math.inf
+
+
+def _mix(seed: int, epoch: int) -> int:
+    """A 63-bit seed for the order of one epoch, the same on every machine."""
+    return (seed * 1_000_003 + epoch * 7_919 + 12_345) % (2**63 - 1)
