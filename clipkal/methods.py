@@ -11,6 +11,11 @@ from clipkal.optim.base import BatchOptimizer
 from clipkal.training import Build, Plan
 
 FIRST_ORDER = ("adamw", "sgd", "adagrad", "sam", "sophia")
+NATURAL = ("kfac", "ring", "reng")
+MAX_DIRECT = 4096
+"""Most unknowns that the exact posterior factorises at once (134 MB); 200 draws cost far less so than by CG."""
+LOOP = ("name", "lr", "lr_grid", "default_lr", "schedule", "epochs", "keep", "batch_size")
+"""Keys of `optimizer` that say how the loop goes round; the others are the optimiser's own."""
 
 
 def make_plan(cfg: DictConfig, has_validation: bool) -> Plan:
@@ -18,7 +23,7 @@ def make_plan(cfg: DictConfig, has_validation: bool) -> Plan:
     validation images.
     """
     optimizer = cfg.optimizer
-    if optimizer.name in FIRST_ORDER:
+    if optimizer.name in FIRST_ORDER + NATURAL:
         return _first_order_plan(optimizer, cfg.seed, has_validation)
     if optimizer.name == "function_space":
         return Plan(seed=cfg.seed)
@@ -50,23 +55,35 @@ def make_build(cfg: DictConfig) -> Build:
         "function_space": lambda adapter, _: _function_space(adapter, optimizer),
         "kalman": lambda adapter, _: _kalman(adapter, optimizer),
     }
-    if optimizer.name in FIRST_ORDER:
+    if optimizer.name in FIRST_ORDER + NATURAL:
         return lambda adapter, rate: _first_order(adapter, optimizer, rate or optimizer.default_lr)
     return makers[optimizer.name]
 
 
 def _first_order(adapter: Adapter, cfg: DictConfig, rate: float) -> BatchOptimizer:
     from clipkal.optim.baselines import build_baseline
+    from clipkal.optim.reng import RENG
+    from clipkal.optim.ring import RING
 
-    options = {} if cfg.momentum is None else {"momentum": cfg.momentum}
-    return build_baseline(cfg.name, adapter, lr=rate, weight_decay=cfg.weight_decay, **options)
+    options = {str(key): value for key, value in cfg.items() if key not in LOOP and value is not None}
+    if cfg.name in ("ring", "reng"):
+        return {"ring": RING, "reng": RENG}[cfg.name](adapter, lr=rate, **options)
+    return build_baseline(cfg.name, adapter, lr=rate, **options)
 
 
 def _function_space(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
     from clipkal.optim.function_space import FunctionSpaceFilter
 
-    prior = cfg.prior if cfg.prior in ("evidence", "ratio") else _number(cfg.prior, "optimizer.prior")
-    return FunctionSpaceFilter(adapter, prior=prior, scale=cfg.scale, solver=cfg.solver)
+    prior = _word_or_number(cfg.prior, "optimizer.prior", ("crossval", "evidence", "ratio"))
+    temperature = _word_or_number(cfg.temperature, "optimizer.temperature", ("unit", "crossval"))
+    return FunctionSpaceFilter(
+        adapter,
+        prior=prior,
+        scale=cfg.scale,
+        temperature=temperature,
+        solver=cfg.solver,
+        max_direct=MAX_DIRECT,
+    )
 
 
 def _kalman(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
@@ -75,8 +92,12 @@ def _kalman(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
     options = {
         str(key): value for key, value in cfg.items() if key not in ("name", "batch_size", "learn_scale")
     }
-    options["prior"] = cfg.prior if cfg.prior == "ratio" else _number(cfg.prior, "optimizer.prior")
+    options["prior"] = _word_or_number(cfg.prior, "optimizer.prior", ("ratio",))
     return KalmanFilter(adapter, **options)
+
+
+def _word_or_number(value: Any, key: str, words: tuple[str, ...]) -> Any:
+    return value if value in words else _number(value, key)
 
 
 def _number(value: Any, key: str) -> float:

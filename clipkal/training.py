@@ -174,6 +174,7 @@ class _Loop:
         for position in range(self.position, len(batches)):
             self._set_rate(index, (self.epoch + position / len(batches)) / self.plan.epochs)
             chosen = batches[position]
+            torch.manual_seed(_mix(self.plan.seed, self.epoch * len(batches) + position))
             info = self.optimizer.step(self.shots.features[chosen], self.shots.labels[chosen])
             self.loss_sum += info.loss * len(chosen)
             self.last_step = _said(info)

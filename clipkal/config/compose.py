@@ -11,6 +11,7 @@ from clipkal.config import schema
 
 OPTIMIZER_SCHEMAS = {
     "first_order_schema": schema.FirstOrderConfig,
+    "natural_gradient_schema": schema.NaturalGradientConfig,
     "function_space_schema": schema.FunctionSpaceConfig,
     "kalman_schema": schema.KalmanConfig,
 }

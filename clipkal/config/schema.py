@@ -98,11 +98,27 @@ class FirstOrderConfig(OptimizerConfig):
 
 
 @dataclass
+class NaturalGradientConfig(FirstOrderConfig):
+    """Kronecker-factored natural gradients; the words are those of clipkal.optim.KFAC, RING and RENG."""
+
+    damping: float = 0.1  # in units of the Fisher matrix's mean eigenvalue
+    kl_clip: float | None = 0.03  # trust region; null = none
+    fisher: str = "true"  # true (sampled labels) | ggn | empirical
+    ema: float = 0.95
+    update_interval: int = 10  # steps between refreshes of the factors and their inverses
+    solver: str = "newton"  # newton | eigen
+    rho: float | None = None  # gradient regularisation, ring and reng only
+    rho_warmup: int | None = None  # steps over which rho grows from 0, ring and reng only
+    hessian: str | None = None  # double_backprop | finite_difference, reng only
+
+
+@dataclass
 class FunctionSpaceConfig(OptimizerConfig):
     """The exact full posterior of an adapter that is linear in its parameters."""
 
-    prior: Any = "evidence"  # prior variance p0: evidence | ratio | a number
-    scale: str = "evidence"  # logit scale: evidence | frozen
+    prior: Any = "crossval"  # prior variance p0: crossval (over the shots) | evidence | ratio | a number
+    scale: str = "frozen"  # logit scale: evidence (part of the state) | frozen
+    temperature: Any = "unit"  # of the posterior draws: unit | crossval | a number (1 = the Laplace posterior)
     solver: str = "auto"  # auto | direct | cg
 
 
