@@ -46,13 +46,15 @@ class Adapter(nn.Module):
 def features(
     classes: int, shots: int, width: int = 512, seed: int = 0
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Text features, and (images, labels) to fit and to test: power-law spectrum, common mean, classes half known."""
+    """Text features, and (images, labels) to fit and to test: power-law spectrum, common mean, images between classes."""
     g = torch.Generator().manual_seed(seed)
     spectrum = torch.arange(1, width + 1).float() ** -0.8
     spectrum *= math.sqrt(width) / spectrum.norm()
 
+    turn = torch.linalg.qr(torch.randn(width, width, generator=g))[0]  # no axis is special
+
     def unit(n: int) -> Tensor:
-        return F.normalize(torch.randn(n, width, generator=g) * spectrum, dim=-1)
+        return F.normalize(torch.randn(n, width, generator=g) * spectrum @ turn, dim=-1)
 
     text = F.normalize(0.5 * F.normalize(torch.randn(1, width, generator=g), dim=-1) + unit(classes), dim=-1)
     means = F.normalize(text - text.mean(0) + 0.3 * unit(classes), dim=-1)
@@ -60,7 +62,10 @@ def features(
 
     def images(count: int) -> tuple[Tensor, Tensor]:
         labels = torch.arange(classes).repeat_interleave(count)
-        return F.normalize(common + means[labels] + 1.2 * unit(len(labels)), dim=-1), labels
+        share = 0.6 * torch.rand(len(labels), 1, generator=g)
+        other = means[torch.randint(0, classes, (len(labels),), generator=g)]
+        mixed = (1 - share) * means[labels] + share * other
+        return F.normalize(common + mixed + 0.8 * unit(len(labels)), dim=-1), labels
 
     return text, [images(shots), images(max(2, 2000 // classes))]
 

@@ -10,9 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from clipkal.adapters import Adapter, build_adapter
 from clipkal.backbones import featurise, load_backbone
-from clipkal.data import FewShotTask, draw_task, load_dataset
+from clipkal.data import FewShotTask
 from clipkal.errors import ClipkalError, ConfigError
 from clipkal.evaluation import Evaluation, evaluate, fit_temperatures
+from clipkal.inventory.shots import draw
 from clipkal.methods import make_build, make_plan
 from clipkal.recording import Recorder, describe
 from clipkal.tracking import RunDirectory, WandbMirror, run_id, run_path
@@ -72,20 +73,9 @@ def path_of(cfg: DictConfig) -> Path:
 
 def few_shot_task(cfg: DictConfig) -> tuple[FewShotTask, dict[str, list[str]]]:
     """The drawn task seen through the frozen backbone, and the ids of images that could not be read."""
-    shots = cfg.fewshot
-    task = draw_task(
-        load_dataset(cfg.dataset, cfg.data.root),
-        shots.shots,
-        cfg.seed,
-        shots.validation,
-        shots.protocol,
-        short_class=shots.short_class,
-        subset=shots.subset,
-        shot_list=shots.shot_list,
-    )
     return featurise(
         load_backbone(cfg.backbone, cfg.device),
-        task,
+        draw(cfg),
         cache_dir=cfg.data.cache,
         workers=cfg.data.workers,
         progress=cfg.data.progress,

@@ -13,7 +13,7 @@ from clipkal.training import Build, Plan
 FIRST_ORDER = ("adamw", "sgd", "adagrad", "sam", "sophia")
 NATURAL = ("kfac", "ring", "reng")
 MAX_DIRECT = 4096
-"""Most unknowns that the exact posterior factorises at once (134 MB); 200 draws cost far less so than by CG."""
+"""Most unknowns that the exact posterior factorises at once (134 MB); 100 draws cost far less so than by CG."""
 LOOP = ("name", "lr", "lr_grid", "default_lr", "schedule", "epochs", "keep", "batch_size")
 """Keys of `optimizer` that say how the loop goes round; the others are the optimiser's own."""
 

@@ -118,7 +118,9 @@ class FunctionSpaceConfig(OptimizerConfig):
 
     prior: Any = "crossval"  # prior variance p0: crossval (over the shots) | evidence | ratio | a number
     scale: str = "frozen"  # logit scale: evidence (part of the state) | frozen
-    temperature: Any = "unit"  # of the posterior draws: unit | crossval | a number (1 = the Laplace posterior)
+    temperature: Any = (
+        "unit"  # of the posterior draws: unit | crossval | a number (1 = the Laplace posterior)
+    )
     solver: str = "auto"  # auto | direct | cg
 
 
@@ -137,6 +139,7 @@ class KalmanConfig(OptimizerConfig):
     process_noise: float = 0.0
     fading: float = 1.0
     rho: float = 0.0  # gradient regularisation of R-Kalman
+    rho_as: str = "relative"  # relative (to the first batch) | absolute
     warmup: int = 0  # steps over which rho grows from 0
     store_regularisation: bool = True
     epochs: int = 1
@@ -151,7 +154,7 @@ class PredictiveConfig:
     """How probabilities and their uncertainty are read out (conf/predictive/)."""
 
     name: str = "sampled"  # plugin | sampled | probit
-    samples: int = 200  # posterior draws
+    samples: int = 100  # posterior draws
     temperature: bool = True  # also report the plug-in at a temperature fitted on validation images
 
 

@@ -1,11 +1,31 @@
 """Optimisers that take a batch in: Kalman filters, gradient-regularised natural gradients, baselines.
 
 Usable on any `nn.Module`; this room knows nothing of CLIP, Hydra or W&B. Everything is a `BatchOptimizer`:
-`step(inputs, targets) -> StepInfo`. The Bayesian ones are also posteriors: `logit_samples(inputs, n)`.
+`step(inputs, targets) -> StepInfo`. The Bayesian ones are also posteriors: `logit_samples(inputs, n, generator)`.
+`KalmanFilter` takes its parts by name (observation, noise, gate, covariance); `presets` names the papers' choices.
 """
 
 from clipkal.optim.base import BatchOptimizer, FirstOrder, StepInfo
+from clipkal.optim.function_space import FunctionSpaceFilter
 from clipkal.optim.jacobian import BilinearModel
 from clipkal.optim.kalman import KalmanFilter
+from clipkal.optim.kfac import KFAC
+from clipkal.optim.presets import kalman, kalman_clip, loko, rkalman
+from clipkal.optim.reng import RENG
+from clipkal.optim.ring import RING
 
-__all__ = ["BatchOptimizer", "BilinearModel", "FirstOrder", "KalmanFilter", "StepInfo"]
+__all__ = [
+    "KFAC",
+    "RENG",
+    "RING",
+    "BatchOptimizer",
+    "BilinearModel",
+    "FirstOrder",
+    "FunctionSpaceFilter",
+    "KalmanFilter",
+    "StepInfo",
+    "kalman",
+    "kalman_clip",
+    "loko",
+    "rkalman",
+]

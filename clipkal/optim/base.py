@@ -153,6 +153,7 @@ def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def check_finite(value: Tensor, what: str) -> None:
     """Raises FloatingPointError naming `what` if any entry is NaN or infinite. Integers always pass."""
+    value = value.detach()
     if value.is_floating_point() and not math.isfinite(value.sum()) and not torch.isfinite(value).all():
         bad = int((~torch.isfinite(value)).sum())
         raise FloatingPointError(f"{what}: {bad} of {value.numel()} values are not finite; step refused")

@@ -1,12 +1,13 @@
 """Running Kronecker factors of every layer, their damped inverses, and the natural direction they give.
 
-    solver "newton"   δ = Γ̃⁻¹ G Λ̃⁻¹      Λ̃ = Λ + π √λ I,  Γ̃ = Γ + (√λ / π) I,  π² = (tr Λ / q) / (tr Γ /
-    p) solver "eigen"    δ = V [(Vᵀ G U) / (v uᵀ + λ)] Uᵀ      Λ = U diag(u) Uᵀ,  Γ = V diag(v) Vᵀ no layer
-    δ = g / (h + λ)                       h the running diagonal of the Fisher matrix
+    solver "newton":   δ = Γ̃⁻¹ G Λ̃⁻¹,   Λ̃ = Λ + π √λ I,   Γ̃ = Γ + (√λ / π) I
+    solver "eigen":    δ = V [(Vᵀ G U) / (v uᵀ + λ)] Uᵀ,   Λ = U diag(u) Uᵀ,   Γ = V diag(v) Vᵀ
+    in no layer:       δ = g / (h + λ),   h the running diagonal of the Fisher matrix
 
-for a layer with gradient matrix G [p, q]. "eigen" is exactly (Λ ⊗ Γ + λ I)⁻¹ and lets λ change at every step;
-it needs two symmetric eigendecompositions a refresh. "newton" needs products only, warm-started from the last
-inverses (`optim/newton.py`); its λ is that of the last refresh, and since
+for a layer with gradient matrix G [p, q], and π² = (tr Λ / q) / (tr Γ / p). "eigen" is exactly (Λ ⊗ Γ + λ I)⁻¹
+and lets λ change at every step; it needs two symmetric eigendecompositions a refresh (with LAPACK on a CPU
+cheaper than Newton's steps, on a GPU dearer). "newton" needs products only, warm-started from the last inverses
+(`optim/newton.py`); its λ is that of the last refresh, and since
 
     Λ̃ ⊗ Γ̃ = Λ ⊗ Γ + λ I + √λ (π I ⊗ Γ + Λ ⊗ I / π)
 

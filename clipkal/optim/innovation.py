@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipkal.optim.gates import Gate
 from clipkal.optim.linalg import log_det, unit_cholesky
-from clipkal.optim.observation import Measurement
+from clipkal.optim.measurement import Measurement
 
 
 @dataclass

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vjp, vmap
 
-from clipkal.optim.observation import Measurement
+from clipkal.optim.measurement import Measurement
 from clipkal.optim.vector import ParameterVector
 
 FEW_CLASSES = 24  # up to here all products of two rows of `left` are kept
@@ -202,7 +202,8 @@ class FunctionalRoute(JacobianRoute):
         self.model, self.vector, self.memory = model, vector, memory
 
     def linearise(self, inputs: Tensor) -> FunctionalJacobian:
-        return FunctionalJacobian(self.model(inputs), inputs, self.model, self.vector, self.memory)
+        plain = getattr(self.model, "_orig_mod", self.model)  # torch.func does not go through torch.compile
+        return FunctionalJacobian(self.model(inputs), inputs, plain, self.vector, self.memory)
 
 
 def make_route(

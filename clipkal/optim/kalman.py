@@ -20,20 +20,18 @@ from clipkal.optim.covariance import Covariance, make_covariance
 from clipkal.optim.gates import Gate, make_gate
 from clipkal.optim.innovation import Innovation, Weigher
 from clipkal.optim.jacobian import FunctionalRoute, Jacobian, make_route
+from clipkal.optim.measurement import Measurement
 from clipkal.optim.noise import Noise, make_noise
 from clipkal.optim.observation import (
     Gaussian,
-    Measurement,
     Observation,
-    centred_logits,
     make_observation,
 )
+from clipkal.optim.prior import PRIORS, prior_variances, ratio_prior
 from clipkal.optim.vector import ParameterVector
 
-# Variance of parameters that the ratio rule leaves alone: a factor e^±½ on the logits.
-PRIORS = {"log_scale": 0.25}
-# Prior variance of centred logits beyond which linearised softmax outputs mislead (measured on real features).
-WIDEST_LOGITS = 10.0
+# Outputs taken jointly by block="auto": where the two costs of a block, its GEMMs and its passes over P, balance.
+LARGEST_SOLVE = 128
 
 
 class KalmanFilter(BatchOptimizer):
@@ -43,27 +41,24 @@ class KalmanFilter(BatchOptimizer):
         model: any module that maps inputs [B, …] to logits [B, C], images independently. Bilinear models
             (jacobian.py) take the analytic route.
         observation: categorical | softmax | cosine | logits | probs | gaussian, or an Observation.
-        noise: model | fixed | residual | residual_diagonal | residual_full, or a Noise; None: the
-        observation's own.
+        noise: model | fixed | residual | residual_diagonal | residual_full, or a Noise; None: the observation's.
         covariance: diagonal | lowrank | kronecker | dense, or a Covariance.
         gate: none | mahalanobis_hard | mahalanobis_soft | imq, or a Gate.
-        prior: the variance p₀ of P₀ = p₀ I, or "ratio": p₀ such that on the first batch mean diag(H P₀
-            Hᵀ)/R₀ over images and outputs is `ratio` (None: the observation's default). For the categorical
-            observation the outputs are the centred logits with unit noise, see Categorical.reference. A
-            first batch with zero Jacobian is skipped.
-        priors: variances of single parameters by name, which override `prior`.
+        prior: the variance p₀ of P₀ = p₀ I, or "ratio": p₀ such that on the first batch the mean over images and
+            outputs of diag(H P₀ Hᵀ)/R₀ is `ratio` (None: the observation's default). For the categorical
+            observation that is the mean prior variance of the centred logits (Categorical.reference says why).
+            A first batch with zero Jacobian is skipped.
+        priors: variances of single parameters by name, which override `prior`; log_scale has 0.25.
         process_noise, fading: q ≥ 0 and λ ≤ 1, once a step.
         rho: ρ of R-Kalman; 0 is the plain filter. warmup: steps over which ρ grows linearly from 0.
-        rho_as: "absolute", or "relative" to the first batch: λ_k = (ρ / p₀) ‖g_k‖²/‖g_1‖², free of scale.
-        store_regularisation: keep λ_k in P (the literal reconstruction) or use it for the gain only.
+        rho_as: "absolute", or "relative" to the first batch: λ_k = (ρ/p₀) ‖g_k‖²/‖g_1‖², free of scale.
+        store_regularisation: keep λ_k in P (the literal reconstruction), or use it for the gain only.
         epochs, epochs_as: passing over the data E times counts every image E times. "tempered" raises the
-            likelihood to the power 1/E (exact on linear models: E passes equal one), so P stays a
-            posterior; "optimiser" keeps the full likelihood and P is then optimiser state, too small to be
-            a posterior.
-        block: how many images are taken jointly. 1: one after the other, each linearised at the newest θ;
-            None: the whole batch in one joint update; "auto": as many as keep the solve small, at most 8
-            (64 for one scalar an image off the analytic route). Only the joint form is invariant to the
-            order of the batch.
+            likelihood to the power 1/E (on linear models E passes then equal one), so P stays a posterior;
+            "optimiser" keeps the full likelihood: it fits further, and P is too small to be a posterior.
+        block: how many images are taken jointly. 1: one after the other, each linearised at the newest θ; None:
+            the whole batch in one joint update; "auto": as many as keep a block cheap, at most 8 (64 for one
+            scalar an image off the analytic route). Only the joint form is invariant to the batch's order.
         route: auto | bilinear | func. memory: bytes that Jacobian rows may take.
 
     The step is refused (FloatingPointError) and all is put back if anything is not finite.
@@ -91,10 +86,10 @@ class KalmanFilter(BatchOptimizer):
         route: str = "auto",
         memory: int = 1 << 28,
     ):
-        model = getattr(model, "_orig_mod", model) if route == "func" else model
         super().__init__(model)
         _check_settings(prior, ratio, process_noise, fading, rho, epochs, epochs_as, block)
-        self.vector = ParameterVector(model)
+        self.plain_model = getattr(model, "_orig_mod", model)  # without torch.compile's wrapper
+        self.vector = ParameterVector(self.plain_model)
         self.observation = make_observation(observation)
         self.noise = self.observation.default_noise() if noise is None else make_noise(noise)
         self.observation.check(self.noise, "log_scale" in self.vector.names)
@@ -200,35 +195,20 @@ class KalmanFilter(BatchOptimizer):
 
     def _initialise(self, jacobian: Jacobian, targets: Tensor) -> bool:
         """R₀ and P₀ from the first batch; False if its Jacobian is zero and "ratio" has nothing to go by."""
+        logits = jacobian.logits
         if self.noise.adaptive:
-            self.noise.initialise(
-                self.observation.outputs(jacobian.logits.double(), targets, self._scale())[0]
-            )
-        p0 = self._ratio_prior(jacobian, targets) if self.prior == "ratio" else float(self.prior)
+            self.noise.initialise(self.observation.outputs(logits.double(), targets, self._scale())[0])
+        if self.prior == "ratio":
+            reference = self.observation.reference(logits, targets, self.noise, self._scale())
+            of_softmax = self.observation.of_softmax
+            p0 = ratio_prior(jacobian, reference, self.ratio, of_softmax, frozenset(self.priors))
+        else:
+            p0 = float(self.prior)
         if not 0 < p0 < torch.finfo(self.vector.dtype).max:
             return False
-        variances = torch.full((self.vector.size,), p0, dtype=self.vector.dtype, device=self.vector.device)
-        for name, variance in self.priors.items():
-            if name in self.vector.names:
-                self.vector.view(variances, name).fill_(variance)
-        self.covariance.allocate(self.vector, variances)
+        self.covariance.allocate(self.vector, prior_variances(self.vector, p0, self.priors))
         self.prior_variance = p0
         return True
-
-    def _ratio_prior(self, jacobian: Jacobian, targets: Tensor) -> float:
-        logits, noise = jacobian.logits, self.noise
-        reference = self.observation.reference(logits, targets, noise, self._scale())
-        p0 = self._p0_for(self.ratio, jacobian, reference)
-        if self.observation.of_softmax:
-            p0 = min(p0, self._p0_for(WIDEST_LOGITS, jacobian, centred_logits(logits)))
-        return p0
-
-    def _p0_for(self, ratio: float, jacobian: Jacobian, reference: Measurement) -> float:
-        squares = jacobian.squared_rows(reference)
-        total = sum(float(value) for name, value in squares.items() if name not in self.priors)
-        if not math.isfinite(total):
-            raise FloatingPointError("the Jacobian of the first batch is not finite; step refused")
-        return ratio * len(jacobian.logits) * reference.dof / total if total > 0 else math.inf
 
     # The posterior
 
@@ -264,7 +244,7 @@ class KalmanFilter(BatchOptimizer):
                 yield mean + deviation.to(mean.dtype)
 
     def _logits_at(self, theta: Tensor, inputs: Tensor) -> Tensor:
-        return functional_call(self.model, self.vector.unflatten(theta), (inputs,))
+        return functional_call(self.plain_model, self.vector.unflatten(theta), (inputs,))
 
     # Pieces
 
@@ -300,9 +280,9 @@ class KalmanFilter(BatchOptimizer):
             return images if self.block == "auto" else self.block or images
         m = self.observation.width(logits, targets)
         if not isinstance(self.route, FunctionalRoute):
-            return min(images, max(1, min(8, 80 // m)))
+            return min(images, max(1, min(8, LARGEST_SOLVE // m)))
         rows = max(1, self.memory // (m * self.vector.size * self.vector.dtype.itemsize))
-        return min(images, rows, 64 if m == 1 else max(1, min(8, 64 // m)))
+        return min(images, rows, 64 if m == 1 else max(1, min(8, LARGEST_SOLVE // m)))
 
     def _check_batch(self, logits: Tensor, targets: Tensor) -> None:
         check_finite(logits, "logits")

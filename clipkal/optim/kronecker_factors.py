@@ -1,9 +1,8 @@
 """Kronecker factors of the Fisher matrix, layer by layer, collected from one forward pass.
 
-A linear layer s = W x̄ (W [p, q], x̄ = [x, 1] when it has a bias) with output gradient e = ∂(−log p(y |
-input))/∂s has the gradient e x̄ᵀ, and its block of the Fisher matrix is approximated by (Martens & Grosse
-2015, arXiv 1503.05671; arXiv 2601.18420 uses the same factors, "Λ = E[x xᵀ], Γ = E[e eᵀ] under p(y | x,
-θ)"):
+A linear layer s = W x̄ (W [p, q], x̄ = [x, 1] when it has a bias) with output gradient
+e = ∂(−log p(y | input))/∂s has the gradient e x̄ᵀ, and its block of the Fisher matrix is approximated by
+(Martens & Grosse 2015, arXiv 1503.05671; arXiv 2601.18420 uses the same factors, expectations under p(y | x, θ)):
 
     F ≈ Λ ⊗ Γ          Λ = E[x̄ x̄ᵀ]  [q, q]          Γ = E[e eᵀ]  [p, p]
 
@@ -45,8 +44,7 @@ Fisher = Literal["true", "ggn", "empirical"]
 
 @dataclass(frozen=True)
 class Factors:
-    """Statistics of one layer: Λ [q, q], Γ [r, r], and the basis U [r, p] Γ is in (None: the standard one,
-    r = p)."""
+    """Statistics of one layer: Λ [q, q], Γ [r, r], and the basis U [r, p] of Γ (None: r = p, no basis)."""
 
     input: Tensor
     output: Tensor
@@ -104,8 +102,7 @@ class Layer:
 
 
 def find_layers(model: nn.Module) -> list[Layer]:
-    """The layers with Kronecker factors: a bilinear model itself, and every nn.Linear with a trainable
-    weight.
+    """The layers with Kronecker factors: a bilinear model itself, and every trainable nn.Linear.
 
     One weight used by several modules is one layer, unless their biases differ: then it is none (its
     parameters fall to the diagonal). A frozen bias is not part of its layer.

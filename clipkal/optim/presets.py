@@ -18,9 +18,9 @@ def kalman(model: nn.Module, **settings: Any) -> KalmanFilter:
     """Our best sequential filter: categorical likelihood with unlikely classes merged, diagonal gain form, no R.
 
     Extended Kalman = online natural gradient on cross-entropy (Ollivier 2018, arXiv 1703.00209). Ours: the
-    whitened form, merge = 0.01, blocks of images, P₀ by the ratio rule, tempering over epochs.
+    whitened form, merge = 0.1, blocks of images, P₀ by the ratio rule, tempering over epochs.
     """
-    return KalmanFilter(model, **{"observation": Categorical(merge=0.01), **settings})
+    return KalmanFilter(model, **{"observation": Categorical(merge=0.1), **settings})
 
 
 def rkalman(model: nn.Module, rho: float = 0.1, **settings: Any) -> KalmanFilter:

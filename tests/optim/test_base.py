@@ -87,7 +87,7 @@ def test_a_closure_optimiser_gets_the_gradient_where_it_asks() -> None:
     x, y = _batch()
     adaptor = FirstOrder(ours, _TwoStep(ours.parameters(), lr=0.5), closure=True)
     info = adaptor.step(x, y)
-    assert info.loss == pytest.approx(float(F.cross_entropy(theirs(x), y)))
+    assert info.loss == pytest.approx(F.cross_entropy(theirs(x), y).item())
     moved = _model()
     with torch.no_grad():
         moved.weight.add_(0.1)

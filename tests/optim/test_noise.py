@@ -45,6 +45,21 @@ def test_r_is_the_moving_average_of_posterior_residuals(shape: str) -> None:
     torch.testing.assert_close(noise.R, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_tempering_does_not_change_what_r_is_an_average_of() -> None:
+    """At power 1/E the step uses noise E·R, yet R itself is still estimated from ε εᵀ + H P⁺ Hᵀ."""
+    model = Bilinear(torch.eye(2).double(), 3, scale=1.0)
+    x, y = torch.randn(4, 3).double(), torch.randn(4, 2).double()
+    noise = ResidualNoise(beta=0.0, shape="full", floor=0.0)
+    filtered = KalmanFilter(model, "gaussian", noise, "dense", prior=0.3, block=None, epochs=4)
+    R0 = (y - model(x)).detach().square().mean()
+    J = full_jacobian(model, x)
+    filtered.step(x, y)
+    P = torch.linalg.inv(torch.eye(6).double() / 0.3 + torch.einsum("bij,bik->jk", J, J) / (4 * R0))
+    after = (y - model(x)).detach()
+    expected = (after[:, :, None] * after[:, None, :] + J @ P @ J.mT).mean(0)
+    torch.testing.assert_close(noise.R, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_r_finds_the_noise_of_a_regression() -> None:
     model = Bilinear(torch.eye(2).double(), 3, scale=1.0)
     truth = torch.randn(2, 3).double()

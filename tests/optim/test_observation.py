@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from clipkal.optim.measurement import MergedMeasurement
 from clipkal.optim.noise import FixedNoise, ModelNoise
 from clipkal.optim.observation import (
     OBSERVATIONS,
     Categorical,
-    MergedMeasurement,
     make_observation,
 )
 

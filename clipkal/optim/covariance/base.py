@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipkal.optim.innovation import Innovation, Weigher
 from clipkal.optim.jacobian import Jacobian
-from clipkal.optim.observation import Measurement
+from clipkal.optim.measurement import Measurement
 from clipkal.optim.vector import ParameterVector
 
 

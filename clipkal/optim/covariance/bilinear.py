@@ -26,7 +26,7 @@ from clipkal.optim.covariance.base import draw_normal
 from clipkal.optim.innovation import Innovation, Weigher, innovate
 from clipkal.optim.jacobian import FEW_CLASSES, BilinearJacobian
 from clipkal.optim.linalg import log_det, pair_indices, unit_cholesky
-from clipkal.optim.observation import EVERY, CategoricalMeasurement, Measurement
+from clipkal.optim.measurement import EVERY, CategoricalMeasurement, Measurement
 
 WIDE = 1e3
 
@@ -35,8 +35,8 @@ WIDE = 1e3
 class BlockUpdate:
     """What the kernel found, in the dtype of the state or float64 (see Precision).
 
-    direction [b, p]: d_i. curvature [pairs, p]: v_ij, counted twice for i < j. products: f_i ∘ f_j [pairs,
-    q]. extra_direction, extra_curvature [e]: Σ_i d_i and Σ_ij v_ij of the parameters outside the matrix.
+    direction [b, p]: d_i. curvature [pairs, p]: v_ij, counted twice for i < j. products [pairs, q]: f_i ∘ f_j.
+    extra_direction, extra_curvature [e]: Σ_i d_i and Σ_ij v_ij of the parameters outside the matrix.
     """
 
     direction: Tensor

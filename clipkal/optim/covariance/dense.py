@@ -17,7 +17,7 @@ from clipkal.optim.covariance.base import Covariance, class_cotangents, draw_nor
 from clipkal.optim.innovation import Innovation, Weigher, innovate
 from clipkal.optim.jacobian import Jacobian
 from clipkal.optim.linalg import psd_root, unit_cholesky
-from clipkal.optim.observation import Measurement
+from clipkal.optim.measurement import Measurement
 from clipkal.optim.vector import ParameterVector
 
 

@@ -22,12 +22,9 @@ from clipkal.optim.covariance.bilinear import BlockUpdate, logit_covariance, log
 from clipkal.optim.innovation import Innovation, Weigher, innovate
 from clipkal.optim.jacobian import BilinearJacobian, Jacobian
 from clipkal.optim.linalg import gram_matrix, psd_root
-from clipkal.optim.observation import Measurement
+from clipkal.optim.measurement import Measurement
 from clipkal.optim.vector import ParameterVector
 
-LARGEST_FALL = (
-    1 - 1e-6
-)  # of a variance in one update, relative: float32 cannot tell 1 − diag(KH) from 0 below that
 FLOOR = 1e-12  # of the largest prior variance
 
 
@@ -113,7 +110,7 @@ class Diagonal(Covariance):
 
     def _fall(self, p: Tensor, x: Tensor) -> None:
         """p ← p ∘ (1 − p ∘ x), in place; x is overwritten."""
-        x.mul_(p).clamp_(0.0, LARGEST_FALL)
+        x.mul_(p).clamp_(0.0, 1 - 10 * torch.finfo(p.dtype).eps)  # beyond, rounding could reach 0
         p.addcmul_(p, x, value=-1.0)
 
     def _gather_information(self, p: Tensor, x: Tensor) -> None:

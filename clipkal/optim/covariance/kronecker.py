@@ -19,7 +19,7 @@ from clipkal.optim.covariance.base import Covariance, draw_normal
 from clipkal.optim.covariance.bilinear import logit_covariance, logit_noise, solve_block
 from clipkal.optim.innovation import Innovation, Weigher
 from clipkal.optim.jacobian import BilinearJacobian, Jacobian
-from clipkal.optim.observation import Measurement
+from clipkal.optim.measurement import Measurement
 from clipkal.optim.vector import ParameterVector
 
 

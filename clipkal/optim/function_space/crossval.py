@@ -11,7 +11,6 @@ Enough folds are solved to hold out `ENOUGH` images: differences between two p�
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,13 +18,11 @@ from torch import Tensor
 from clipkal.optim.function_space.newton import Mode, WarmStart
 from clipkal.optim.function_space.reduced import ReducedModel
 from clipkal.optim.function_space.sampling import perturb, solve
+from clipkal.optim.function_space.settings import Settings
 from clipkal.optim.function_space.solve import Direct
 
-if TYPE_CHECKING:
-    from clipkal.optim.function_space.hyper import Settings
-
 ENOUGH = 80
-DISTANCE = 0.3
+DISTANCE = 0.1
 TEMPERATURES = (0.0, 1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
@@ -41,7 +38,7 @@ class Fold:
 class CrossValidation:
     """Held-out log-likelihoods of one reduced model; false where no image can be held out."""
 
-    def __init__(self, model: ReducedModel, settings: "Settings"):
+    def __init__(self, model: ReducedModel, settings: Settings):
         self.settings, self.total = settings, len(model.labels)
         model = model.to(torch.float32)
         fold = deal(model, settings.folds)
@@ -60,11 +57,6 @@ class CrossValidation:
     @property
     def products(self) -> int:
         return sum(fold.warm.products for fold in self.folds)
-
-    @property
-    def last(self) -> tuple[float, Tensor] | None:
-        """(amplitude, x) of the last mode of the first fold: most of the data, so a good start for all of it."""
-        return self.folds[0].warm.last if self.folds else None
 
     def score(self, amplitude: float) -> float:
         """Held-out log-likelihood of the MAP at √p₀ = amplitude, scaled up to all the images."""

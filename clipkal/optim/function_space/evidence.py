@@ -4,12 +4,13 @@
 
 Small problems use the Cholesky factor. Otherwise, with P the diagonal of the precision and P^{-½}(I + ΦᵀMΦ)P^{-½} = I + E,
 
-    log det = Σ log P + tr log(I + E) = Σ log P + E_ε[ εᵀ (log(I + E) − E) ε ],   ε = ±1.
+    log det = Σ log P + tr log(I + E) = Σ log P + mean over ε = ±1 of εᵀ (log(I + E) − c E) ε.
 
-The trace is estimated by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017) on few *fixed* probes, so the evidence is a smooth
-function of the hyper-parameters. Two things make 8 probes and 10 steps enough: the bases are Kronecker eigenbases, so E is
-small; and E has an exactly zero diagonal, so εᵀEε, whose mean tr E is known to be 0, is subtracted from each probe: the first
-order of the noise cancels (our choice; preconditioned quadrature is Wenger et al. 2022, arXiv 2107.00243).
+The trace is estimated by stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017) on few *fixed* probes, so the evidence is a
+smooth function of the hyper-parameters. P has the exact diagonal, so tr E = 0 and any multiple of εᵀEε may be subtracted from a
+probe: c is the regression of log(1 + λ) on λ under the spectral measure, which removes most of the noise (our choice; measured, 8
+probes and 10 steps on real features of 360 to 2,700 unknowns: 1–2 % of the log-determinant, against 3–12 % for c = 1;
+preconditioned quadrature is Wenger et al. 2022, arXiv 2107.00243).
 """
 
 from collections.abc import Callable

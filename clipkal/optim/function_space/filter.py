@@ -16,9 +16,10 @@ from torch.func import functional_call
 from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite
 from clipkal.optim.function_space.basis import reduce
 from clipkal.optim.function_space.evidence import laplace_evidence
-from clipkal.optim.function_space.hyper import Settings, fit
+from clipkal.optim.function_space.hyper import fit
 from clipkal.optim.function_space.posterior import Posterior
 from clipkal.optim.function_space.sampling import FunctionDraws
+from clipkal.optim.function_space.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,17 @@ class FunctionSpaceFilter(BatchOptimizer):
         prior: p₀, or how to choose it from the shots: "crossval", "evidence" or "ratio" (hyper.py).
         scale: "evidence": a multiplier κ ~ N(1, scale_sd²) of the zero-weight logits is part of the state: found with the MAP,
             integrated out of the evidence, and drawn with the samples; needs `model.log_scale`, which receives it. "frozen": κ = 1.
-        temperature: of the draws: 1 is the Laplace posterior, 0 the MAP, "crossval" what predicts held-out shots best.
-        solver: "direct" (Cholesky in D = r·t unknowns), "cg", or "auto": CG while searching, Cholesky for the rest where D ≤
-        max_direct. precision: of the solves: "float64", "float32", or "auto" (float32 from 2²² multiply-adds a product on).
+        temperature: T of the draws: T times the Laplace covariance around the MAP. 1 is the Laplace posterior, 0 the MAP;
+            "unit": the T ≤ 1 for which the prior standard deviation of a draw's logit is draw_logit_sd; "crossval": the T that
+            predicts held-out shots best ("unit" where nothing can be held out).
+        solver: "direct" (Cholesky in D = r·t unknowns), "cg", or "auto": CG while searching, Cholesky afterwards if D ≤ max_direct.
+        precision: of the solves: "float64", "float32", or "auto" (float32 from 2²² multiply-adds a product on).
         scale_sd: prior standard deviation of κ.
         ratio: data over prior curvature for prior="ratio".
         prior_logit_sd, prior_spread: the hyper-prior of p₀: log-normal around the p₀ that gives a class's logit this prior standard
             deviation, with this standard deviation of log p₀. Used as it stands where nothing can be held out (one shot).
         folds: of the cross-validation.
-        default_temperature: of the draws where nothing can be held out.
+        draw_logit_sd: for temperature="unit".
         probes, seed: of the Lanczos log-determinant; the seed also of the cross-validation's draws.
         max_direct: largest number of unknowns for a Cholesky factor (8·D² bytes).
 

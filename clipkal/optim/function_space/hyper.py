@@ -5,91 +5,29 @@ means the same for every backbone, scale and number of classes. A weak log-norma
 the data say nothing: one shot, or classes that cannot be told apart.
 
 * "crossval": the held-out log-likelihood of the MAP (crossval.py). The default.
-* "evidence": the Laplace evidence (evidence.py), MacKay's and GPML's choice. Measured on real few-shot features it picks p₀ 10
-to 100
-  times too small for the plug-in: it scores the *averaged* prediction, and with an isotropic prior over d² weights, most of
-  which no task needs, averaging is right to be timid.
+* "evidence": the Laplace evidence (evidence.py), MacKay's and GPML's choice. On real few-shot features it picks p₀ 2 to 20 times
+  too small for the plug-in: it scores the *averaged* prediction, and with an isotropic prior over d² weights, most of which no task
+  needs, averaging is right to be timid.
 * "ratio": p₀ such that data and prior curvature are in a given ratio at W = 0 (shared with the diagonal filters): no search at all.
 """
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
-
-from torch import Tensor
 
 from clipkal.optim.function_space.crossval import CrossValidation
-from clipkal.optim.function_space.evidence import laplace_evidence, rademacher
+from clipkal.optim.function_space.evidence import laplace_evidence
 from clipkal.optim.function_space.likelihood import Sites
 from clipkal.optim.function_space.newton import Mode, WarmStart
 from clipkal.optim.function_space.reduced import ReducedModel
 from clipkal.optim.function_space.search import maximise
+from clipkal.optim.function_space.settings import Settings
 
 KAPPA_MIN = 0.05
-# The search: MAPs to this many posterior standard deviations; log a by steps of log 4, at most four each way, to SEARCH_LOG; it
+# The search: MAPs to this accuracy (newton.py); log a by steps of log 4, at most four each way, to SEARCH_LOG; it
 # walks on for no less than this gain in nats per image (separable shots would walk for ever).
-SEARCH_DISTANCE, SEARCH_STEP, SEARCH_STEPS, SEARCH_LOG, SEARCH_GAIN = 0.1, math.log(4.0), 4, 0.75, 0.002
-# Up to this many unknowns a Cholesky factor is cheaper than a dozen products.
-SMALL = 400
-# A log-determinant is estimated from about this many random signs.
-ENTRIES = 2**14
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The options of `FunctionSpaceFilter`, documented there."""
-
-    prior: float | Literal["crossval", "evidence", "ratio"]
-    scale: Literal["evidence", "frozen"]
-    temperature: float | Literal["unit", "crossval"]
-    solver: Literal["auto", "direct", "cg"]
-    precision: Literal["auto", "float64", "float32"]
-    scale_sd: float
-    ratio: float
-    prior_logit_sd: float
-    prior_spread: float
-    folds: int
-    draw_logit_sd: float
-    probes: int
-    seed: int
-    max_direct: int
-
-    def check(self) -> None:
-        """Raises ValueError naming the first option that makes no sense."""
-        words = {"prior": ("crossval", "evidence", "ratio"), "temperature": ("unit", "crossval")}
-        for name, allowed in words.items():
-            value = getattr(self, name)
-            least = 0.0 if name == "prior" else -1e-300
-            if isinstance(value, str) and value not in allowed:
-                raise ValueError(f"{name} must be a number or one of {', '.join(allowed)}; got {value!r}")
-            if not isinstance(value, str) and not (least < value < math.inf):
-                raise ValueError(f"{name} must be a positive number; got {value}")
-        choices = {
-            "scale": ("evidence", "frozen"),
-            "solver": ("auto", "direct", "cg"),
-            "precision": ("auto", "float64", "float32"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
-        for name in ("scale_sd", "ratio", "prior_logit_sd", "prior_spread", "draw_logit_sd", "probes"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
-        if self.folds < 2:
-            raise ValueError(f"folds must be at least 2; got {self.folds}")
-
-    def exact(self, size: int, searching: bool = False) -> bool:
-        """Whether a problem of `size` unknowns is solved by a Cholesky factor."""
-        limit = SMALL if searching else self.max_direct
-        return size > 0 and (self.solver == "direct" or (self.solver == "auto" and size <= limit))
-
-    def probe_vectors(self, model: ReducedModel) -> Tensor | None:
-        """Probes [S, D] for the log-determinant, None where a Cholesky factor is to be used; fewer where D itself averages."""
-        if model.size == 0 or self.exact(model.size, searching=True):
-            return None
-        enough = self.probes if self.prior == "evidence" else ENTRIES // model.size
-        count = max(1, min(self.probes, enough))
-        return rademacher(count, model.size, self.seed, model.offset)
+SEARCH_DISTANCE, SEARCH_STEP, SEARCH_STEPS, SEARCH_LOG, SEARCH_GAIN = 0.02, math.log(4.0), 4, 0.75, 0.002
+# Accuracy of the final mode; "auto" is float32 for large problems, where a direction is known to 1 % of its standard deviation.
+FINAL = {"auto": 0.005, "float32": 0.005, "float64": 1e-7}
 
 
 @dataclass(frozen=True)
@@ -109,8 +47,9 @@ def fit(model: ReducedModel, settings: Settings) -> Fit:
     validation = CrossValidation(model, settings)
     log_variance, evaluations = _choose_variance(model, settings, unit, warm, validation)
     model = model.with_amplitude(math.exp(0.5 * log_variance) / math.sqrt(unit))
-    warm.begin_at(validation.last)
-    model, mode = _final_mode(model, warm)
+    if validation:  # most of the data, so a good start for all of it
+        warm.found |= validation.folds[0].warm.found
+    model, mode = _final_mode(model, warm, FINAL[settings.precision])
     temperature = _temperature(model, settings, log_variance, validation)
     metrics = {
         "p0": model.amplitude**2,
@@ -163,9 +102,8 @@ def _temperature(
     return float(settings.temperature)
 
 
-def _final_mode(model: ReducedModel, warm: WarmStart) -> tuple[ReducedModel, Mode]:
+def _final_mode(model: ReducedModel, warm: WarmStart, tolerance: float) -> tuple[ReducedModel, Mode]:
     """The mode to full accuracy; a κ that would not be positive (the zero-weight logits mislead) is held at KAPPA_MIN."""
-    tolerance = 1e-5 if model.offset.element_size() == 8 else 0.1
     mode = warm.mode(model, tolerance)
     if model.scale(mode.x) >= KAPPA_MIN:
         return model, mode

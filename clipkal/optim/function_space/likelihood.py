@@ -29,27 +29,21 @@ def residual(probs: Tensor, labels: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Sites:
-    """What each image contributes to the precision: M_i = α_i (diag(π_i) − π_i π_iᵀ), with probs π [N, C], strength α [N, 1].
-
-    Laplace: π at the mode and α = 1. Variational: the averages over the posterior (variational.py).
-    """
+    """Where the likelihood is linearised: probabilities π [N, C] and their curvature, M_i = diag(π_i) − π_i π_iᵀ for image i."""
 
     probs: Tensor
-    strength: Tensor
 
     @classmethod
     def at(cls, logits: Tensor) -> "Sites":
-        """The sites of the Laplace approximation at logits [N, C]."""
-        return cls(logits.softmax(-1), torch.ones_like(logits[:, :1]))
+        """The sites at logits [N, C]."""
+        return cls(logits.softmax(-1))
 
     def curvature(self, values: Tensor) -> Tensor:
-        """M v = α (π∘v − π (πᵀv)) for v [..., N, C]."""
+        """M v = π∘v − π (πᵀv) for v [..., N, C]."""
         weighted = self.probs * values
-        weighted.addcmul_(self.probs, weighted.sum(-1, keepdim=True), value=-1.0)
-        return weighted.mul_(self.strength)
+        return weighted.addcmul_(self.probs, weighted.sum(-1, keepdim=True), value=-1.0)
 
     def root(self, values: Tensor) -> Tensor:
-        """√α Q ε = √α (√π∘ε − π (√πᵀε)) for ε [..., N, C]: white noise of covariance I becomes noise of covariance M."""
+        """Q ε = √π∘ε − π (√πᵀε) for ε [..., N, C]: white noise of covariance I becomes noise of covariance M."""
         weighted = self.probs.sqrt() * values
-        weighted.addcmul_(self.probs, weighted.sum(-1, keepdim=True), value=-1.0)
-        return weighted.mul_(self.strength.sqrt())
+        return weighted.addcmul_(self.probs, weighted.sum(-1, keepdim=True), value=-1.0)

@@ -9,18 +9,24 @@ Gaussian-process classification (GPML §3.5, Algorithm 3.3). τ comes from backt
 strictly concave Ψ the iteration then converges from anywhere. The search costs no product: Φd is known, so Ψ(x + τd) needs a
 softmax only.
 
-The stopping rule is in posterior standard deviations: δ² = ∇Ψᵀd is the squared distance to the MAP in the metric of the posterior.
+The stopping rule is scale-free: δ² = ∇Ψᵀd is the squared distance to the MAP in posterior standard deviations, ‖x‖² is close to the
+number of directions the data determine (MacKay's γ), so δ/‖x‖ is the typical error of a direction in its own standard deviations.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from clipkal.optim.function_space import likelihood
+from clipkal.optim.function_space.descent import approach
 from clipkal.optim.function_space.likelihood import Sites
 from clipkal.optim.function_space.reduced import ReducedModel
 from clipkal.optim.function_space.solve import Direct, conjugate_gradients
+
+# Above this accuracy (δ/‖x‖) descent.py is cheaper, below it Newton's method.
+HANDOVER = 0.01
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ def log_joint(model: ReducedModel, x: Tensor, logits: Tensor) -> float:
 def find_mode(
     model: ReducedModel, start: Tensor, tolerance: float, direct: bool, max_iterations: int = 50
 ) -> Mode:
-    """Newton's method from `start` [D] until δ ≤ tolerance (posterior standard deviations) or Ψ cannot be increased any more."""
+    """Newton's method from `start` [D] until δ ≤ tolerance · max(1, ‖x‖) before the last step, or Ψ cannot be increased."""
     x, products = start, 1
     logits = model.logits(x)
     value, distance, first = log_joint(model, x, logits), float("inf"), None
@@ -63,7 +69,7 @@ def find_mode(
         if step is None:
             break
         x, logits, value = step
-        if distance <= tolerance:
+        if distance <= tolerance * max(1.0, float(x.norm())):
             break
     return Mode(x, logits, Sites.at(logits), value, distance, iterations, products)
 
@@ -93,34 +99,36 @@ def _line_search(
 
 
 class WarmStart:
-    """Modes of one problem at several amplitudes, each from the function found last: √p₀ X and κ carry over. Counts what it
-    costs."""
+    """Modes of one problem at several amplitudes, each started from the one found at the nearest: √p₀ X and κ carry over.
+
+    Counts what it costs.
+    """
 
     def __init__(self, direct: bool):
         self.direct, self.iterations, self.products = direct, 0, 0
-        self._last: tuple[float, Tensor] | None = None
+        self.found: dict[float, Tensor] = {}
 
     def mode(self, model: ReducedModel, tolerance: float) -> Mode:
         """The mode of `model`."""
-        mode = find_mode(model, self._start(model), tolerance, self.direct)
-        self._last = (model.amplitude, mode.x)
+        start, products = self._start(model), 0
+        if not self.direct:
+            start, logits, products = approach(
+                model, start, tolerance if tolerance >= 0.1 * HANDOVER else HANDOVER
+            )
+        if self.direct or tolerance < 0.1 * HANDOVER:
+            mode = find_mode(model, start, tolerance, self.direct)
+        else:
+            mode = Mode(start, logits, Sites.at(logits), log_joint(model, start, logits), tolerance, 0, 0)
+        self.found[model.amplitude] = mode.x
         self.iterations += mode.iterations
-        self.products += mode.products
+        self.products += mode.products + products
         return mode
 
-    def begin_at(self, last: tuple[float, Tensor] | None) -> None:
-        """Takes over where another problem in the same coordinates ended: its (amplitude, x)."""
-        self._last = self._last if last is None else last
-
-    @property
-    def last(self) -> tuple[float, Tensor] | None:
-        """(amplitude, x) of the last mode."""
-        return self._last
-
     def _start(self, model: ReducedModel) -> Tensor:
-        if self._last is None:
+        if not self.found:
             return model.zeros()
-        amplitude, x = self._last[0], self._last[1].to(model.offset)
+        amplitude = min(self.found, key=lambda a: abs(math.log(a / model.amplitude)))
+        x = self.found[amplitude].to(model.offset)
         start = x * (amplitude / model.amplitude)
         if model.scale_sd > 0:
             start[-1] = x[-1]

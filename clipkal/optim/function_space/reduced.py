@@ -96,7 +96,7 @@ class ReducedModel:
     def precision_diagonal(self, sites: Sites) -> Tensor:
         """The diagonal of I + ΦᵀMΦ [D]: Σ_i G[i, a]² (Σ_c π A[c, b]² − (Σ_c π A[c, b])²); N·t(2C + r) multiply-adds."""
         mean = sites.probs @ self.classes
-        variance = (sites.probs @ self.classes.square() - mean.square()).clamp_(min=0.0) * sites.strength
+        variance = (sites.probs @ self.classes.square() - mean.square()).clamp_(min=0.0)
         diagonal = self.amplitude**2 * (self.features.square().T @ variance).flatten()
         if self.scale_sd > 0:
             k = self.scale_sd**2 * (self.offset * sites.curvature(self.offset)).sum()
@@ -105,27 +105,20 @@ class ReducedModel:
 
     def precision_matrix(self, sites: Sites) -> Tensor:
         """I + ΦᵀMΦ [D, D], formed pair by pair of class coordinates: t² N r² / 2 multiply-adds instead of N C D²."""
-        (_, r), t = self.features.shape, self.classes.shape[1]
-        probs, dtype = sites.probs, sites.probs.dtype
-        mean = probs @ self.classes
-        second = torch.einsum("ic,ca,cb->iab", probs, self.classes, self.classes)
-        weights = (self.amplitude**2 * sites.strength)[:, :, None] * (
-            second - mean[:, :, None] * mean[:, None, :]
-        )
-        out = torch.eye(self.size, dtype=dtype, device=probs.device)
-        blocks = out[: r * t, : r * t].view(r, t, r, t) if self.scale_sd == 0 else None
-        if blocks is None:
-            out_full, out = out, torch.eye(r * t, dtype=dtype, device=probs.device)
-            blocks = out.view(r, t, r, t)
+        probs, r, t = sites.probs, self.features.shape[1], self.classes.shape[1]
+        mean = probs @ self.scaled
+        middle = torch.einsum("ic,ca,cb->iab", probs, self.scaled, self.scaled)
+        middle -= mean[:, :, None] * mean[:, None, :]
+        out = torch.eye(self.size, dtype=probs.dtype, device=probs.device)
+        blocks = torch.zeros(r, t, r, t, dtype=probs.dtype, device=probs.device)
         for b in range(t):
-            weighted = weights[:, b, : b + 1].T[:, :, None] * self.features
+            weighted = middle[:, b, : b + 1].T[:, :, None] * self.features
             block = (self.features.T @ weighted).permute(1, 2, 0)
-            blocks[:, b, :, : b + 1] += block
-            if b:
-                blocks[:, :b, :, b] += block[..., :b].transpose(1, 2)
-        if self.scale_sd == 0:
-            return out
-        column = self.adjoint(sites.curvature(self.scale_sd * self.offset))
-        out_full[:-1, :-1], out_full[-1], out_full[:, -1] = out, column, column
-        out_full[-1, -1] += 1.0
-        return out_full
+            blocks[:, b, :, : b + 1] = block
+            blocks[:, :b, :, b] = block[..., :b].transpose(1, 2)
+        out[: r * t, : r * t] += blocks.view(r * t, r * t)
+        if self.scale_sd > 0:
+            column = self.adjoint(sites.curvature(self.scale_sd * self.offset))
+            out[-1] += column
+            out[:-1, -1] += column[:-1]
+        return out

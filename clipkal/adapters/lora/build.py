@@ -1,0 +1,34 @@
+"""A LoRA adapter over a loaded backbone."""
+
+from torch import Tensor
+
+from clipkal.adapters.lora.adapter import LoRAAdapter
+from clipkal.adapters.lora.settings import LoRASettings
+from clipkal.backbones.openclip import Backbone
+from clipkal.errors import DataError
+
+
+def build_lora(
+    backbone: Backbone,
+    prompts: list[list[str]],
+    text_features: Tensor | None = None,
+    settings: LoRASettings | None = None,
+    learn_scale: bool = False,
+) -> LoRAAdapter:
+    """LoRA on the towers of `backbone`, zero-shot at the start.
+
+    Args:
+        backbone: from `load_backbone`; shared, never changed.
+        prompts: for each of C classes the sentences of its ensemble; only used where the text tower is adapted.
+        text_features: `backbones.text_features(backbone, prompts)` [C, d]; only used where it is not.
+        settings, learn_scale: see `LoRAAdapter`.
+    """
+    settings = settings or LoRASettings()
+    tokens = None
+    if settings.adapts("text"):
+        if not prompts or not all(prompts):
+            raise DataError("every class needs a sentence")
+        tokens = [backbone.tokenizer(sentences) for sentences in prompts]
+    return LoRAAdapter(
+        backbone.model, text_features, backbone.logit_scale, settings, tokens, learn_scale=learn_scale
+    )

@@ -1,0 +1,308 @@
+"""`clipkal-data`: which datasets there are, whether yours are whole, what a run would see of them."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from clipkal import files
+from clipkal.config import compose, explain
+from clipkal.errors import ClipkalError
+from clipkal.inventory.facts import FACTS, Facts
+
+if TYPE_CHECKING:
+    from clipkal.inventory.catalogue import Entry
+    from clipkal.inventory.check import SetReport
+
+HELP = """Looks at datasets before they are used: nothing is trained and nothing is downloaded.
+
+NAME is what you write after dataset= in a run, one of `clipkal-data list`. Any setting of a run can follow it,
+such as dataset.path=/my/images or dataset.ood=[sketch]."""
+
+EXAMPLES = """examples:
+  clipkal-data list --root /data                        # which there are, and which of them are below /data
+  clipkal-data check caltech101 --root /data            # counts, checksum, and every image decoded
+  clipkal-data check folder dataset.path=/my/images     # your own images
+  clipkal-data shots digits --shots 4 --seed 2 --out shots.json
+  clipkal dataset=digits fewshot.shot_list=shots.json   # a run on exactly these shots
+  clipkal-data preview rendered --out rendered.png      # a picture of shots, test and OOD images
+
+exit status: 0 when all is well, 2 when something is to be mended (one line each on standard error)"""
+NAME_HELP = "a dataset of `clipkal-data list`"
+SETTING_HELP = "any setting of a run, such as dataset.path=/my/images"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command; exits with 2 after one line on bad input or on a dataset that is not whole."""
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    settings = list(getattr(options, "settings", [])) + more
+    for word in settings:
+        if word.startswith("-") or "=" not in word:
+            parser.error(f"{word!r} is neither an option nor a setting such as dataset.path=/my/images")
+    options.settings = settings
+    try:
+        options.run(options)
+    except (ClipkalError, OSError) as error:
+        _fail(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(explain(f"{error}\n{error.__cause__ or ''}"))
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="clipkal-data", description=HELP, epilog=EXAMPLES, formatter_class=raw
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    one = commands.add_parser("list", help="which datasets there are, and which are below the data root")
+    one.set_defaults(run=list_datasets)
+    _add_root(one)
+
+    one = _named(commands, "check", "whether a dataset is whole: layout, checksum, counts, every image")
+    one.set_defaults(run=check_dataset)
+    one.add_argument("--no-decode", action="store_true", help="do not decode the images: takes seconds")
+    one.add_argument(
+        "--workers", metavar="N", type=_positive, help="decoding threads (default: one for each core)"
+    )
+
+    one = _named(commands, "shots", "the images that a run would learn from, as the run's shots.json")
+    one.set_defaults(run=print_shots)
+    _add_draw(one)
+    one.add_argument("--out", metavar="FILE", type=Path, help="write there instead of standard output")
+
+    one = _named(commands, "preview", "a picture of shots, test and OOD images")
+    one.set_defaults(run=preview)
+    _add_draw(one)
+    one.add_argument(
+        "--out", metavar="FILE", type=Path, help="a .png, .jpg or .webp (default: NAME-preview.png)"
+    )
+    one.add_argument(
+        "--classes", metavar="N", type=_positive, default=12, help="how many classes to show (default: 12)"
+    )
+    return parser
+
+
+def _named(commands: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
+    one: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"Shows {text}.")
+    if name == "check":
+        one.description = f"Finds out {text}."
+    one.add_argument("name", metavar="NAME", help=NAME_HELP)
+    one.add_argument("settings", metavar="KEY=VALUE", nargs="*", help=SETTING_HELP)
+    _add_root(one)
+    return one
+
+
+def _add_root(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", metavar="DIR", type=Path, help="where datasets lie (default: data)")
+
+
+def _add_draw(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shots", metavar="N", help="images a class, or all (default: 16)")
+    parser.add_argument("--seed", metavar="N", type=int, help="the seed of the draw (default: 1)")
+
+
+def _positive(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return number
+
+
+def _fail(text: str, status: int = 2) -> NoReturn:
+    print(f"clipkal-data: {text}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
+def _composed(options: argparse.Namespace) -> DictConfig:
+    """The configuration of a run on the dataset, with the options of the command line put in."""
+    from clipkal.inventory import catalogue
+
+    catalogue.entry(options.name)  # an unknown name is met with the nearest
+    cfg = compose([f"dataset={options.name}", *options.settings])
+    if options.root is not None:
+        cfg.data.root = str(options.root)
+    if getattr(options, "shots", None) is not None:
+        cfg.fewshot.shots = options.shots if options.shots == "all" else _number(options.shots)
+    if getattr(options, "seed", None) is not None:
+        cfg.seed = options.seed
+    return cfg
+
+
+def _number(text: str) -> int | str:
+    """As Hydra reads it, so that the record of the draw is the same."""
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
+# -- list --
+
+
+def list_datasets(options: argparse.Namespace) -> None:
+    """Prints a table of every dataset: what it is, its counts, and whether it is there."""
+    from clipkal.inventory import catalogue
+
+    root = options.root or Path(compose(options.settings).data.root)
+    console = _console()
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("dataset", "classes", "ID images: train / val / test", "OOD images", "state"):
+        table.add_column(title, justify="left" if title in ("dataset", "state") else "right", no_wrap=True)
+    table.add_column("what it is")
+    incomplete = []
+    for one in catalogue.entries():
+        state, lacking = _state(one, root)
+        incomplete += [f"{one.name}: {lacking[0]}"] if state == "incomplete" else []
+        style = {"embedded": "green", "there": "green", "incomplete": "yellow"}.get(state, "dim")
+        cells = _counts(one, FACTS.get(one.name))
+        table.add_row(one.name, *cells, f"[{style}]{state}[/]", escape(one.brief))
+    console.print(table)
+    console.print(f"data root: {Path(root).absolute()}", highlight=False, soft_wrap=True)
+    for line in incomplete:
+        console.print(f"not there: {line}", style="yellow", highlight=False, soft_wrap=True, markup=False)
+    console.print("where to get one, and whether it is whole: clipkal-data check NAME", highlight=False)
+
+
+def _state(one: "Entry", root: Path) -> tuple[str, list[str]]:
+    """embedded, there, incomplete, absent, or yours (a form for data that you bring); and what is missing."""
+    from clipkal.inventory import catalogue
+
+    if one.config.source in catalogue.EMBEDDED:
+        return "embedded", []
+    if one.name in catalogue.OWN:
+        return "yours", []
+    lacking = catalogue.missing(one, root)
+    if not lacking:
+        return "there", []
+    return ("incomplete" if one.path(root).exists() else "absent"), lacking
+
+
+def _counts(one: "Entry", facts: Facts | None) -> list[str]:
+    """Cells for classes, ID and OOD images; a single ID number is all of them, where the splits are ours."""
+    if facts is None:
+        return [""] * 3
+    known = facts.counts
+    by_split = (known.get("train", known.get("train+val")), known.get("val"), known.get("test"))
+    own = " / ".join("–" if count is None else f"{count:,}" for count in by_split)
+    if not known:
+        own = f"{facts.domains[one.config.id_domain]:,}"
+    own_domain = one.config.get("id_domain")
+    named = {str(place).partition("=")[0] for place in one.config.get("ood") or []}
+    shifts = named or (set(facts.domains) - {own_domain} if own_domain else set())
+    ood = sum(count for name, count in facts.domains.items() if name in shifts)
+    return [f"{facts.classes:,}", own, f"{ood:,}" if ood else ""]
+
+
+# -- check --
+
+
+def check_dataset(options: argparse.Namespace) -> None:
+    """Prints what was found; exits with 2 after one line for each problem."""
+    from clipkal.backbones.progress import progress_bar
+    from clipkal.data import load_dataset
+    from clipkal.inventory import catalogue
+    from clipkal.inventory.check import check, to_decode
+
+    about, cfg = catalogue.entry(options.name), _composed(options)
+    try:
+        dataset = load_dataset(cfg.dataset, cfg.data.root)
+    except ClipkalError as error:
+        _problems([str(error)], about)
+    facts = FACTS.get(options.name)
+    total = 0 if options.no_decode else sum(map(len, to_decode(dataset).values()))
+    with progress_bar(f"decoding {dataset.name}", total, cfg.data.progress) as advance:
+        report = check(
+            dataset,
+            facts,
+            cfg.dataset.id_domain,
+            decode=not options.no_decode,
+            workers=options.workers,
+            advance=advance,
+        )
+    console = _console()
+    console.print(_sets_table(report.sets))
+    for note in report.notes:
+        console.print(f"· {note}", highlight=False, soft_wrap=True, markup=False)
+    if report.problems:
+        console.file.flush()
+        _problems(report.problems, about)
+    known = " and as many images as are known" if facts else ""
+    done = "not decoded" if options.no_decode or not total else f"all {total:,} decoded"
+    console.print(
+        f"{report.name} is whole: {report.classes} classes{known}, {done}", style="green", highlight=False
+    )
+
+
+def _sets_table(sets: "Sequence[SetReport]") -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("set", no_wrap=True)
+    for title in ("images", "classes", "decoded", "smallest", "largest"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in sets:
+        decoded = "on the fly" if "@" in one.role else "–" if one.decoded is None else f"{one.decoded:,}"
+        sizes = ["–" if size is None else f"{size[0]} × {size[1]}" for size in (one.smallest, one.largest)]
+        table.add_row(escape(one.role), f"{one.images:,}", str(one.classes), decoded, *sizes)
+    return table
+
+
+def _problems(problems: Sequence[str], about: "Entry") -> NoReturn:
+    """One line each, then where to get the dataset; exits with 2."""
+    for problem in problems:
+        print(f"clipkal-data: {problem}", file=sys.stderr)
+    for title, text in (("where to get it", about.get), ("terms", about.terms)):
+        if text:
+            print(f"  {title}: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+# -- shots and preview --
+
+
+def print_shots(options: argparse.Namespace) -> None:
+    """Prints the shot list, or writes it to a file."""
+    from clipkal.inventory.shots import draw, shot_list
+
+    task = draw(_composed(options))
+    if options.out is None:
+        sys.stdout.write(shot_list(task))
+        return
+    files.write_text(options.out, shot_list(task))
+    val = 0 if task.val is None else len(task.val)
+    print(f"{options.out}: {len(task.shots)} images to learn from, {val} to validate on")
+
+
+def preview(options: argparse.Namespace) -> None:
+    """Writes the contact sheet; an image on it that cannot be read gives one line on standard error."""
+    from clipkal.inventory.sheet import contact_sheet
+    from clipkal.inventory.shots import draw
+
+    out = options.out or Path(f"{options.name}-preview.png")
+    form = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(out.suffix.lower())
+    if form is None:
+        raise ClipkalError(f"--out {out}: must end in .png, .jpg or .webp")
+    sheet, broken = contact_sheet(draw(_composed(options)), options.classes)
+    with files.atomic_path(out) as temporary:
+        sheet.save(temporary, form)
+    for line in broken:
+        print(f"clipkal-data: {line}", file=sys.stderr)
+    print(f"{out}  {sheet.width} x {sheet.height} pixels, {out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""P₀ = p₀ I, free of scale: the ratio rule.
+
+p₀ is such that on the first batch the mean over images and outputs of diag(H P₀ Hᵀ)/R₀ has a given value: far above 1
+the filter leaves the range in which its linearisation holds, whatever the algebra; far below it learns nothing.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from clipkal.optim.jacobian import Jacobian
+from clipkal.optim.measurement import Measurement, centred_logits
+from clipkal.optim.vector import ParameterVector
+
+# Variances of parameters that the rule leaves alone: a factor e^±½ on the logits.
+PRIORS = {"log_scale": 0.25}
+# Prior variance of centred logits beyond which linearised softmax outputs mislead (measured on real features).
+WIDEST_LOGITS = 10.0
+
+
+def ratio_prior(
+    jacobian: Jacobian, reference: Measurement, ratio: float, of_softmax: bool, apart: Collection[str]
+) -> float:
+    """p₀ for a reference measurement of the first batch; infinite if its Jacobian is zero.
+
+    of_softmax: bound p₀ by WIDEST_LOGITS as well: where the model is sure, H of a softmax output vanishes, and its
+    ratio alone could ask for any p₀. apart: names of the parameters with variances of their own.
+    """
+    p0 = _p0_for(jacobian, reference, ratio, apart)
+    if of_softmax:
+        p0 = min(p0, _p0_for(jacobian, centred_logits(jacobian.logits), WIDEST_LOGITS, apart))
+    return p0
+
+
+def _p0_for(jacobian: Jacobian, reference: Measurement, ratio: float, apart: Collection[str]) -> float:
+    squares = jacobian.squared_rows(reference)
+    total = sum(float(value) for name, value in squares.items() if name not in apart)
+    if not math.isfinite(total):
+        raise FloatingPointError("the Jacobian of the first batch is not finite; step refused")
+    return ratio * len(jacobian.logits) * reference.dof / total if total > 0 else math.inf
+
+
+def prior_variances(vector: ParameterVector, p0: float, priors: Mapping[str, float]) -> Tensor:
+    """diag(P₀) [n]: p₀, but for the parameters named in `priors`."""
+    variances = torch.full((vector.size,), p0, dtype=vector.dtype, device=vector.device)
+    for name, variance in priors.items():
+        if name in vector.names:
+            vector.view(variances, name).fill_(variance)
+    return variances

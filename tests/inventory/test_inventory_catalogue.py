@@ -1,0 +1,90 @@
+"""What the catalogue says of every dataset, and what it finds missing."""
+
+import json
+
+import pytest
+
+from clipkal.config import compose
+from clipkal.data.coop import LAYOUTS
+from clipkal.data.spec import read_spec
+from clipkal.errors import ConfigError
+from clipkal.inventory.catalogue import EMBEDDED, OWN, entries, entry, missing, names
+from clipkal.inventory.facts import FACTS
+
+COOP = {
+    "imagenet",
+    "caltech101",
+    "oxford_pets",
+    "stanford_cars",
+    "flowers102",
+    "food101",
+    "fgvc_aircraft",
+    "sun397",
+    "dtd",
+    "eurosat",
+    "ucf101",
+}
+
+
+def test_every_dataset_says_what_it_is_where_to_get_it_and_what_it_holds():
+    assert set(names()) >= COOP | {"pacs", "office_home", "office_caltech10", "vlcs", "domainnet"}
+    for one in entries():
+        assert one.about
+        assert one.brief
+        if one.name in OWN:
+            continue
+        assert one.name in FACTS
+        assert one.name in EMBEDDED or (one.get and one.terms), one.name
+    assert set(names()) >= set(FACTS)
+
+
+@pytest.mark.parametrize("name", ["imagenet_shifts", "features", "pacs", "caltech101"])
+def test_the_quick_reading_of_a_file_agrees_with_hydra(name):
+    composed = compose([f"dataset={name}"]).dataset
+    assert {key: composed[key] for key in entry(name).config} == dict(entry(name).config)
+
+
+def test_an_unknown_dataset_is_met_with_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'caltech101'"):
+        entry("caltech-101")
+
+
+def test_checksums_are_those_the_loader_knows():
+    known = {layout.sha256 for layout in LAYOUTS.values()} - {None}
+    assert {one.config.get("split_sha256") for one in entries()} - {None} == known
+
+
+def test_prompts_are_coops_own():
+    said = {
+        name: list(compose([f"dataset={name}"]).dataset.templates) for name in ("dtd", "ucf101", "food101")
+    }
+    assert said == {
+        "dtd": ["{} texture."],
+        "ucf101": ["a photo of a person doing {}."],
+        "food101": ["a photo of {}, a type of food."],
+    }
+
+
+def test_the_shifts_of_imagenet_are_folders_elsewhere(tmp_path):
+    (tmp_path / "imagenet").mkdir()
+    (tmp_path / "imagenet/classnames.txt").write_text("n01 a fish\nn02 missile\n")
+    spec = read_spec(compose(["dataset=imagenet_shifts"]).dataset, tmp_path)
+    assert spec.elsewhere["imagenet_a"] == tmp_path / "imagenet-adversarial" / "imagenet-a"
+    assert (spec.class_names, len(spec.elsewhere)) == ({"n01": "a fish", "n02": "missile"}, 4)
+
+
+def test_what_is_missing_is_named_without_looking_at_images(tmp_path):
+    assert missing(entry("digits"), tmp_path) == []
+    assert missing(entry("dtd"), tmp_path) == [str(tmp_path / "dtd")]
+    (tmp_path / "dtd").mkdir()
+    assert missing(entry("dtd"), tmp_path) == [f"{tmp_path / 'dtd'}: holds no split_zhou_*.json"]
+    (tmp_path / "dtd/split_zhou_DescribableTextures.json").write_text(json.dumps({}))
+    assert missing(entry("dtd"), tmp_path) == []
+    (tmp_path / "PACS/photo").mkdir(parents=True)
+    lacking = [str(tmp_path / "PACS" / domain) for domain in ("art_painting", "cartoon", "sketch")]
+    assert missing(entry("pacs"), tmp_path) == lacking
+    (tmp_path / "imagenet/images").mkdir(parents=True)
+    assert missing(entry("imagenet"), tmp_path) == [str(tmp_path / "imagenet/classnames.txt")]
+    (tmp_path / "fgvc_aircraft").mkdir()
+    (tmp_path / "fgvc_aircraft/variants.txt").write_text("707\n")
+    assert missing(entry("fgvc_aircraft"), tmp_path) == []
