@@ -73,9 +73,10 @@ def path_of(cfg: DictConfig) -> Path:
 
 def few_shot_task(cfg: DictConfig) -> tuple[FewShotTask, dict[str, list[str]]]:
     """The drawn task seen through the frozen backbone, and the ids of images that could not be read."""
+    task = draw(cfg)
     return featurise(
         load_backbone(cfg.backbone, cfg.device),
-        draw(cfg),
+        task,
         cache_dir=cfg.data.cache,
         workers=cfg.data.workers,
         progress=cfg.data.progress,
