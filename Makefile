@@ -53,7 +53,8 @@ pretrain: $(STAMP)  ## make the embedded mini-CLIP anew (about half an hour; res
 	@$(BIN)/clipkal-pretrain
 
 bench-optim: $(STAMP)  ## time the optimisers against AdamW, as ratios
-	@$(BIN)/python -m benchmarks.optimisers
+	@$(BIN)/python -m benchmarks.optim_step
+	@$(BIN)/python -m benchmarks.function_space
 
 clean:  ## remove the virtual environment and caches (never results)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
