@@ -12,8 +12,10 @@ from torch.nn import functional as F
 from clipkal.optim.function_space import FunctionSpaceFilter
 from clipkal.optim.function_space.basis import reduce
 from clipkal.optim.function_space.crossval import deal
+from clipkal.optim.function_space.descent import approach
 from clipkal.optim.function_space.evidence import log_determinant, rademacher
 from clipkal.optim.function_space.likelihood import Sites
+from clipkal.optim.function_space.newton import find_mode
 from clipkal.optim.function_space.search import maximise
 from clipkal.optim.function_space.solve import Direct, conjugate_gradients
 
@@ -83,6 +85,19 @@ def test_float32_solves_land_where_float64_does() -> None:
         FunctionSpaceFilter(model, prior=0.3, solver="cg", precision=precision).step(x, y)  # type: ignore[arg-type]
         probs.append(model(test).detach().softmax(-1))
     assert (probs[0] - probs[1]).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("prior", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("per_class", [1, 8])
+def test_the_descent_reaches_the_mode_from_afar(per_class: int, prior: float) -> None:
+    """First steps that overshoot by far (many classes, one shot, a wide prior) included."""
+    model, x, y, _, _ = shots(40, per_class, d=64)
+    reduced, _, _ = reduce(8 * model.text, x, 8 * x @ model.text.T, y, 0.0, "float32")
+    reduced = reduced.with_amplitude(math.sqrt(prior))
+    found, logits, products = approach(reduced, reduced.zeros(), 0.01)
+    mode = find_mode(reduced, reduced.zeros(), 1e-3, direct=False)
+    assert (found - mode.x).norm() < 0.03 * max(1.0, float(mode.x.norm())) and products < 80
+    torch.testing.assert_close(logits, reduced.logits(found), atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("prior", ["crossval", "evidence"])

@@ -121,6 +121,26 @@ def test_the_ratio_rule_for_a_scalar_observation_is_hph_over_r() -> None:
     assert float(hph.mean() / R0) == pytest.approx(1.7)
 
 
+def test_a_saturated_softmax_output_does_not_make_the_prior_explode() -> None:
+    """Where the model is sure ∂π_y/∂θ vanishes: the centred logits bound p₀ where the ratio alone would not."""
+    x, _ = batch(B=20)
+    model = bilinear(scale=300.0)
+    y = model(x).argmax(-1)
+    filtered = KalmanFilter(model, "softmax")
+    filtered.step(x, y)
+    left, right = model.jacobian_factors(x)
+    spread = filtered.prior_variance * (left - left.mean(0)).square().sum() / 3 * right.square().sum(1).mean()
+    assert float(spread) == pytest.approx(10.0)
+
+
+def test_tempering_tempers_the_gradient_that_regularises() -> None:
+    x, y = batch()
+    plain, tempered = (KalmanFilter(bilinear(), prior=0.2, rho=0.1, epochs=e) for e in (1, 4))
+    tempered.model.load_state_dict(plain.model.state_dict())
+    first, second = (f.step(x, y).metrics["regularisation"] for f in (plain, tempered))
+    assert second == pytest.approx(first / 16)
+
+
 def test_a_first_batch_with_no_jacobian_is_skipped() -> None:
     model = bilinear()
     filtered = KalmanFilter(model)
