@@ -135,7 +135,9 @@ class KalmanConfig(OptimizerConfig):
     covariance: str = "diagonal"  # diagonal | lowrank | kronecker | dense
     gate: str = "none"  # none | mahalanobis_hard | mahalanobis_soft | imq
     prior: Any = "ratio"  # prior variance p0: ratio (scale-free) | a number
-    ratio: float | None = None  # of prior=ratio: prior variance of the centred logits on the first batch; null = 3
+    ratio: float | None = (
+        None  # of prior=ratio: prior variance of the centred logits on the first batch; null = 3
+    )
     process_noise: float = 0.0
     fading: float = 1.0
     rho: float = 0.0  # gradient regularisation of R-Kalman
