@@ -143,11 +143,13 @@ def test_folds_are_balanced_and_single_images_are_never_held_out() -> None:
     y = y.clone()
     y[0], y[1:8] = 0, 1
     reduced, _, _ = reduce(8 * model.text, x, 8 * x @ model.text.T, y, 0.0, "float32")
-    fold = deal(reduced, 4)
+    fold = deal(reduced, 4, 100)
     assert fold[0] == -1 and (fold[1:] >= 0).all()
     for c in range(1, 5):
         counts = torch.bincount(fold[y == c], minlength=4)
         assert counts.max() - counts.min() <= 1
+    few = deal(reduced, 4, 4)
+    assert [int((few[y == c] >= 0).sum()) for c in range(1, 5)] == [4] * 4
 
 
 def test_the_ratio_rule_puts_the_curvatures_in_the_given_ratio() -> None:

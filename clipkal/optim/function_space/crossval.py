@@ -6,7 +6,8 @@ single image is never held out: what a filter knows of a class it has not seen s
 one shot everywhere nothing can be held out and the caller falls back on its prior.
 
 A fold keeps the coordinates of the whole problem: directions only its held-out images span simply stay at their prior there.
-Enough folds are solved to hold out `ENOUGH` images: differences between two p₀ on the same images need no more.
+Enough folds are solved to hold out `ENOUGH` images, and of very many shots only about `SHOWN` take part (never fewer than `folds` a
+class): the difference between two p₀ on the same images needs no more.
 """
 
 import math
@@ -21,8 +22,11 @@ from clipkal.optim.function_space.sampling import perturb, solve
 from clipkal.optim.function_space.settings import Settings
 from clipkal.optim.function_space.solve import Direct
 
+# Images to hold out; images to look at in all; accuracy of the modes (newton.py).
 ENOUGH = 80
+SHOWN = 8192
 DISTANCE = 0.1
+LEFT_OUT = -2
 TEMPERATURES = (0.0, 1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
@@ -41,14 +45,15 @@ class CrossValidation:
     def __init__(self, model: ReducedModel, settings: Settings):
         self.settings, self.total = settings, len(model.labels)
         model = model.to(torch.float32)
-        fold = deal(model, settings.folds)
+        fold = deal(model, settings.folds, max(settings.folds, SHOWN // max(1, model.offset.shape[1])))
         self.folds: list[Fold] = []
         self.held = 0
         for index in range(settings.folds):
             out = fold == index
-            if self.held < ENOUGH and bool(out.any()) and not bool(out.all()):
+            kept = ~out & (fold != LEFT_OUT)
+            if self.held < ENOUGH and bool(out.any()) and bool(kept.any()):
                 warm = WarmStart(settings.exact(model.size, searching=True))
-                self.folds.append(Fold(model.rows(~out), model.rows(out), warm))
+                self.folds.append(Fold(model.rows(kept), model.rows(out), warm))
                 self.held += int(out.sum())
 
     def __bool__(self) -> bool:
@@ -93,8 +98,8 @@ class CrossValidation:
         return held.forward(torch.cat(deviations))
 
 
-def deal(model: ReducedModel, folds: int) -> Tensor:
-    """Fold of every image [N]; −1 for the only image of a class. N log N."""
+def deal(model: ReducedModel, folds: int, most: int) -> Tensor:
+    """Fold of every image [N]; −1 for the only image of a class, LEFT_OUT beyond `most` images of a class. N log N."""
     n, labels = len(model.labels), model.labels
     fold = labels.new_full((n,), -1)
     if not n:
@@ -105,7 +110,9 @@ def deal(model: ReducedModel, folds: int) -> Tensor:
     order = by_margin[torch.argsort(labels[by_margin], stable=True)]
     starts = counts.cumsum(0) - counts
     rank = torch.arange(n, device=labels.device) - starts[labels[order]]
-    fold[order] = torch.where(counts[labels[order]] > 1, rank % folds, -1)
+    stride = (counts[labels[order]] + most - 1) // most  # every stride-th by margin: easy and hard ones alike
+    used = torch.where(rank % stride == stride // 2, (rank // stride) % folds, LEFT_OUT)
+    fold[order] = torch.where(counts[labels[order]] > 1, used, -1)
     return fold
 
 

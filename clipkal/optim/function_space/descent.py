@@ -57,18 +57,16 @@ def _maximum(
 ) -> float:
     """τ > 0 near the maximum of Ψ(x + τ d): Newton's method on Ψ', which falls from Ψ'(0) > 0, bisected outside its bracket.
 
-    Stops at |Ψ'(τ)| ≤ Ψ'(0) / 10. From the sixth look on any τ with Ψ'(τ) > 0, an increase for certain, will do.
+    Stops at |Ψ'(τ)| ≤ Ψ'(0) / 5. From the sixth look on any τ with Ψ'(τ) > 0, an increase for certain, will do.
     """
     chosen = float(change.gather(-1, model.labels[:, None]).double().sum())
     along, square = float(x @ direction), float(direction @ direction)
     low, high, step, first = 0.0, math.inf, 0.0, 0.0
     for look in range(looks):
-        probs = torch.softmax(torch.add(logits, change, alpha=step), -1)
-        mean = (probs * change).sum(-1, keepdim=True)
-        slope = chosen - float(mean.double().sum()) - along - step * square
-        bend = float((probs * (change - mean).square()).double().sum()) + square
+        mean, variance = _moments(logits, change, step)
+        slope, bend = chosen - mean - along - step * square, variance + square
         first = first or slope
-        if look and abs(slope) <= 0.1 * first:
+        if look and abs(slope) <= 0.2 * first:
             return step
         if slope > 0.0:
             low = step
@@ -80,3 +78,18 @@ def _maximum(
         if not low < step < high:
             step = 0.5 * (low + high) if high < math.inf else 2.0 * low
     return low
+
+
+def _moments(logits: Tensor, change: Tensor, step: float, entries: int = 2**18) -> tuple[float, float]:
+    """Σ_i of the mean and of the variance of Δ_i under softmax(z_i + τ Δ_i), for logits z and change Δ [N, C].
+
+    In blocks of rows that stay in the cache: otherwise half the time of a large fit goes here.
+    """
+    mean = variance = 0.0
+    rows = max(1, entries // max(1, logits.shape[1]))
+    for z, delta in zip(logits.split(rows), change.split(rows), strict=True):
+        weighted = torch.add(z, delta, alpha=step).softmax(-1).mul_(delta)
+        first = weighted.sum(-1)
+        mean += float(first.double().sum())
+        variance += float((weighted.mul_(delta).sum(-1) - first.square()).double().sum())
+    return mean, max(variance, 0.0)

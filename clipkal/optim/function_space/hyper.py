@@ -14,6 +14,8 @@ the data say nothing: one shot, or classes that cannot be told apart.
 import math
 from dataclasses import dataclass, replace
 
+import torch
+
 from clipkal.optim.function_space.crossval import CrossValidation
 from clipkal.optim.function_space.evidence import laplace_evidence
 from clipkal.optim.function_space.likelihood import Sites
@@ -26,8 +28,9 @@ KAPPA_MIN = 0.05
 # The search: MAPs to this accuracy (newton.py); log a by steps of log 4, at most four each way, to SEARCH_LOG; it
 # walks on for no less than this gain in nats per image (separable shots would walk for ever).
 SEARCH_DISTANCE, SEARCH_STEP, SEARCH_STEPS, SEARCH_LOG, SEARCH_GAIN = 0.02, math.log(4.0), 4, 0.75, 0.002
-# Accuracy of the final mode; "auto" is float32 for large problems, where a direction is known to 1 % of its standard deviation.
-FINAL = {"auto": 0.005, "float32": 0.005, "float64": 1e-7}
+# Accuracy of the final mode (newton.py) in the solves' precision, unless precision="float64" asks for all there is.
+FINAL = {torch.float64: 0.005, torch.float32: 0.02}
+EXACT = 1e-7
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ def fit(model: ReducedModel, settings: Settings) -> Fit:
     model = model.with_amplitude(math.exp(0.5 * log_variance) / math.sqrt(unit))
     if validation:  # most of the data, so a good start for all of it
         warm.found |= validation.folds[0].warm.found
-    model, mode = _final_mode(model, warm, FINAL[settings.precision])
+    accuracy = EXACT if settings.precision == "float64" else FINAL[model.offset.dtype]
+    model, mode = _final_mode(model, warm, accuracy)
     temperature = _temperature(model, settings, log_variance, validation)
     metrics = {
         "p0": model.amplitude**2,
