@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow test-gpu lint format pretrain bench-optim clean
+.PHONY: help install demo test test-slow test-gpu lint format pretrain bench-optim bench-data study clean
 .DEFAULT_GOAL := help
 
 help:  ## list what can be made
@@ -55,6 +55,13 @@ pretrain: $(STAMP)  ## make the embedded mini-CLIP anew (about half an hour; res
 bench-optim: $(STAMP)  ## time the optimisers against AdamW, as ratios
 	@$(BIN)/python -m benchmarks.optim_step
 	@$(BIN)/python -m benchmarks.function_space
+	@$(BIN)/python -m benchmarks.lora_step
+
+bench-data: $(STAMP)  ## time the loading of images against torchvision's, as ratios
+	@$(BIN)/python -m benchmarks.data_loading
+
+study: $(STAMP)  ## every optimiser on every data set at hand, at equal search budget (about an hour; resumable)
+	@$(BIN)/python -m benchmarks.study
 
 clean:  ## remove the virtual environment and caches (never results)
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

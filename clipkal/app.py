@@ -1,6 +1,7 @@
 """One run, from the configuration to the results, top to bottom."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from clipkal.adapters import Adapter, build_adapter
-from clipkal.backbones import featurise, load_backbone
+from clipkal.adapters.build import ON_IMAGES
+from clipkal.backbones import Backbone, featurise, load_backbone, pixelise
 from clipkal.data import FewShotTask
 from clipkal.errors import ClipkalError, ConfigError
 from clipkal.evaluation import Evaluation, evaluate, fit_temperatures
@@ -40,9 +42,9 @@ def run(cfg: DictConfig) -> float | None:
         about = {"run": describe(cfg), "config": settings}
         with WandbMirror(cfg.tracking, identity, directory.path, **about) as mirror:
             recorder = Recorder(cfg, directory, mirror, identity)
-            task, skipped = few_shot_task(cfg)
+            task, backbone, skipped = few_shot_task(cfg)
             recorder.begin(task, skipped)
-            adapter = make_adapter(cfg, task)
+            adapter = make_adapter(cfg, task, backbone)
             training = learn(cfg, adapter, task, recorder)
             evaluation = judge(cfg, adapter, training, task)
             return recorder.finish(adapter, training, evaluation)
@@ -71,23 +73,37 @@ def path_of(cfg: DictConfig) -> Path:
     )
 
 
-def few_shot_task(cfg: DictConfig) -> tuple[FewShotTask, dict[str, list[str]]]:
-    """The drawn task seen through the frozen backbone, and the ids of images that could not be read."""
+def few_shot_task(cfg: DictConfig) -> tuple[FewShotTask, Backbone | None, dict[str, list[str]]]:
+    """The drawn task as the adapter wants it (features of the frozen backbone, or images for its towers), the
+    backbone, and the ids of images that could not be read.
+    """
     task = draw(cfg)
-    return featurise(
-        load_backbone(cfg.backbone, cfg.device),
+    backbone = load_backbone(cfg.backbone, cfg.device)
+    prepare_task = pixelise if cfg.adapter.name in ON_IMAGES else featurise
+    seen, skipped = prepare_task(
+        backbone,
         task,
         cache_dir=cfg.data.cache,
         workers=cfg.data.workers,
         progress=cfg.data.progress,
         on_bad_image=cfg.data.on_bad_image,
     )
+    return seen, backbone, skipped
 
 
-def make_adapter(cfg: DictConfig, task: Any) -> Adapter:
-    """The trainable part, over the frozen text features; zero-shot until it learns."""
+def make_adapter(cfg: DictConfig, task: Any, backbone: Backbone | None) -> Adapter:
+    """The trainable part, over the frozen text features; zero-shot until it learns.
+
+    Raises ConfigError where it could not be transferred to other classes, and the task asks for that.
+    """
     learn_scale = cfg.optimizer.get("learn_scale", False)
-    return build_adapter(cfg.adapter.name, task.text_features, task.logit_scale, learn_scale)
+    adapter = build_adapter(
+        cfg.adapter, task.text_features, task.logit_scale, backbone, task.prompts, learn_scale, cfg.seed
+    )
+    for other in task.transfer.values():
+        with adapter.classes(other.text_features):
+            pass  # told now, not after the learning
+    return adapter
 
 
 def learn(cfg: DictConfig, adapter: Adapter, task: Any, recorder: Recorder) -> Training | None:
@@ -105,7 +121,9 @@ def learn(cfg: DictConfig, adapter: Adapter, task: Any, recorder: Recorder) -> T
 
 
 def judge(cfg: DictConfig, adapter: Adapter, training: Training | None, task: Any) -> Evaluation:
-    """Evaluates on the ID test set and every OOD set, with every predictive that the run has."""
+    """Evaluates on the ID test set, every OOD set and, with its own classes, every transfer set, with every
+    predictive that the run has.
+    """
     posterior = training.posterior if training else None
     wanted = cfg.predictive.name
     if wanted != "plugin" and posterior is None:
@@ -114,8 +132,15 @@ def judge(cfg: DictConfig, adapter: Adapter, training: Training | None, task: An
         )
     names = ["plugin"] if wanted == "plugin" else ["plugin", wanted]
     how: dict[str, Any] = {"predictives": names, "n_samples": cfg.predictive.samples, "seed": cfg.seed}
+    how |= {"batch_size": adapter.batch_size}
     temperatures = None
     if cfg.predictive.temperature and task.val is not None:
         temperatures = fit_temperatures(adapter, posterior, task.val, **how)
+    how |= {"temperature": temperatures}
     sets = {"test": ("id", task.test)} | {name: ("ood", one) for name, one in task.ood.items()}
-    return evaluate(adapter, posterior, sets, temperature=temperatures, **how)
+    evaluation = evaluate(adapter, posterior, sets, spaces=task.label_spaces, **how)
+    for name, other in task.transfer.items():
+        with adapter.classes(other.text_features):
+            found = evaluate(adapter, posterior, {name: ("transfer", other.test)}, **how)
+        evaluation.sets[name] = replace(found.sets[name], class_names=other.class_names)
+    return evaluation

@@ -1,8 +1,9 @@
 """Evaluation: every set through every predictive, to metrics, an OOD-detection table and one row per image.
 
-The label space of a set: the ID set is scored over all classes; an OOD set over the classes that occur in
-it (as is usual for ImageNet-A and -R, which have 200 of the 1000), by leaving the other logits out before
-the softmax. Detection compares scores *between* sets, so it always uses all classes.
+The label space of a set: the ID set is scored over all classes, and so is a transfer set, whose classes are
+its own; an OOD set over those it is given, or those that occur in it (as is usual for ImageNet-A and -R,
+which have 200 of the 1000), by leaving the other logits out before the softmax. Detection compares scores
+*between* sets, so it always uses all classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from clipkal.uncertainty.views import Images, View, predict
 
 SCALED = "_scaled"
 """Suffix of a predictive whose logits were divided by a fitted temperature."""
+ROLES = ("id", "ood", "transfer")
 
 
 class LabelledSet(Protocol):
@@ -42,8 +44,9 @@ class LabelledSet(Protocol):
 class SetEvaluation:
     """One set: its labels, and per predictive a `Prediction`, metrics and detection scores.
 
-    Attributes: role: "id" or "ood". ids, labels: N names and class indices (int64, among all C classes).
-        classes: the label space, ascending indices among all C classes. predictions: over the label space,
+    Attributes: role: one of `ROLES`. ids, labels: N names and class indices (int64, among all C classes).
+        classes: the label space, ascending indices among all C classes. rule: how it was chosen, "all" or
+        "occurring". class_names: where they are the set's own. predictions: over the label space,
         columns in the order of `classes`. metrics: as `classification_metrics`, with the mean entropy,
         aleatoric and epistemic parts (nats), the `reliability` bins, and `temperature` where one was
         applied. scores: per predictive the scores of `clipkal.metrics.SCORES` over all C classes, each
@@ -54,19 +57,23 @@ class SetEvaluation:
     ids: list[str]
     labels: Tensor
     classes: list[int]
+    rule: str = "all"
+    class_names: list[str] | None = None
     predictions: dict[str, Prediction] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """This set's part of results.json."""
+        found = {"role": self.role, "label_space": self.classes, "label_rule": self.rule}
+        found |= {"class_names": self.class_names} if self.class_names is not None else {}
+        return found | {"predictive": self.metrics}
+
     def frame(self, name: str, predictive: str, probabilities: bool = True) -> pd.DataFrame:
         """The rows of `Evaluation.frame` for this set, called `name`, and one predictive."""
         one, space = self.predictions[predictive], torch.tensor(self.classes)
-        columns: dict[str, Any] = {
-            "set": name,
-            "role": self.role,
-            "id": self.ids,
-            "label": self.labels.numpy(),
-        }
+        columns: dict[str, Any] = {"set": name, "role": self.role, "id": self.ids}
+        columns |= {"label": self.labels.numpy()}
         columns |= {"predictive": predictive, "predicted": space[one.predicted].numpy()}
         columns |= {"confidence": one.confidence.numpy()}
         if probabilities:
@@ -90,22 +97,17 @@ class Evaluation:
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """The parts `sets`, `detection` and `evaluation` of results.json: numbers, lists and dictionaries
-        only.
-        """
-        sets = {
-            name: {"role": one.role, "label_space": one.classes, "predictive": one.metrics}
-            for name, one in self.sets.items()
-        }
+        """The parts `sets`, `detection` and `evaluation` of results.json."""
+        sets = {name: one.to_dict() for name, one in self.sets.items()}
         return {"sets": sets, "detection": self.detection, "evaluation": self.settings}
 
     def frame(self, probabilities: bool = True) -> pd.DataFrame:
         """One row per set, predictive and image, for predictions.parquet.
 
         Columns: set, role, id, label, predictive, predicted, confidence, probs, entropy, aleatoric,
-        epistemic. `label` and `predicted` count among all classes; `probs` is a float32 array over the
-        set's label space (`label_space` in results.json), left out with probabilities=False: 1000 classes
-        take 4 kB an image and predictive.
+        epistemic. `label` and `predicted` count among all classes (of a transfer set: its own); `probs` is a
+        float32 array over the set's label space (`label_space` in results.json), left out with
+        probabilities=False: 1000 classes take 4 kB an image and predictive.
         """
         parts = [
             one.frame(name, p, probabilities) for name, one in self.sets.items() for p in one.predictions
@@ -123,13 +125,14 @@ def evaluate(
     temperature: float | Mapping[str, float] | None = None,
     batch_size: int = 1024,
     bins: int = BINS,
+    spaces: Mapping[str, Sequence[int]] | None = None,
 ) -> Evaluation:
     """Predicts every set with every predictive and scores the predictions on the full set.
 
     Args:
         model: inputs (B, …) -> logits (B, C); put in evaluation mode meanwhile if it is a module.
         posterior: for `sampled` and `probit`; None leaves these two out.
-        sets: name -> (role, set), role "id" or "ood"; the first "id" set is the reference of OOD detection.
+        sets: name -> (role, set), a role of `ROLES`; the first "id" set is the reference of OOD detection.
         predictives: names from `clipkal.uncertainty.PREDICTIVES`.
         n_samples: posterior draws for `sampled`.
         seed: which draws; see `clipkal.uncertainty.predictor`.
@@ -138,6 +141,7 @@ def evaluate(
         batch_size: most images a forward pass; fewer are drawn at a time where the memory budget asks for
             it.
         bins: of the calibration errors.
+        spaces: OOD set -> the labels it is scored over, ascending; the labels that occur where it is not named.
 
     Raises:
         ConfigError: an unknown predictive or role, no set, n_samples < 1, or a posterior that cannot do
@@ -147,12 +151,12 @@ def evaluate(
     """
     names = _predictive_names(predictives, posterior, n_samples)
     roles = [role for role, _ in sets.values()]
-    if not sets or set(roles) - {"id", "ood"}:
-        raise ConfigError(f"evaluation needs sets with role 'id' or 'ood', got {roles}")
+    if not sets or set(roles) - set(ROLES):
+        raise ConfigError(f"evaluation needs sets with role {', '.join(ROLES)}, got {roles}")
     temperatures = _temperatures(temperature, names)
     predictor = Predictor(model, posterior, n_samples, seed, batch_size)
     with evaluation_mode(model):
-        evaluated = _predict(predictor, sets, names, temperatures)
+        evaluated = _predict(predictor, sets, names, temperatures, spaces or {})
     for one in evaluated.values():
         _score(one, temperatures, bins)
     settings = {"samples": n_samples if "sampled" in names else 0, "seed": seed, "bins": bins}
@@ -212,6 +216,7 @@ def _predict(
     sets: Mapping[str, tuple[str, LabelledSet]],
     names: Sequence[str],
     temperatures: Mapping[str, float],
+    given: Mapping[str, Sequence[int]],
 ) -> dict[str, SetEvaluation]:
     """Every set with its predictions over its own label space and its detection scores over all classes."""
     keys = {p: (p, 1.0) for p in names} | {p + SCALED: (p, t) for p, t in temperatures.items()}
@@ -221,7 +226,7 @@ def _predict(
     spaces: dict[str, tuple[int, ...] | None] = {}
     for name, (role, data) in sets.items():
         labels = data.labels.cpu()
-        spaces[name] = _label_space(name, role, labels, classes)
+        spaces[name] = _label_space(name, role, labels, classes, given.get(name))
         views = [View(p, t, space) for p, t in keys.values() for space in {None, spaces[name]}]
         images[name] = Images(data.features, len(labels), views)
         evaluated[name] = SetEvaluation(role, list(data.ids), labels, [])
@@ -231,15 +236,22 @@ def _predict(
             one.predictions[key] = found[View(p, t, spaces[name])]
             one.scores[key] = _scores(found[View(p, t)], p)
         one.classes = list(spaces[name] or range(classes))
+        one.rule = "all" if spaces[name] is None else "occurring"
     return evaluated
 
 
-def _label_space(name: str, role: str, labels: Tensor, classes: int) -> tuple[int, ...] | None:
+def _label_space(
+    name: str, role: str, labels: Tensor, classes: int, given: Sequence[int] | None
+) -> tuple[int, ...] | None:
     """The classes a set is scored over, ascending; None for all of them."""
     if not len(labels) or int(labels.min()) < 0 or int(labels.max()) >= classes:
         raise ValueError(f"the set {name!r} is empty or has a label outside [0, {classes})")
-    occurring = tuple(labels.unique().tolist())
-    return occurring if role == "ood" and len(occurring) < classes else None
+    if role != "ood":
+        return None
+    space = tuple(labels.unique().tolist()) if given is None else tuple(given)
+    if not set(labels.tolist()) <= set(space) <= set(range(classes)):
+        raise ValueError(f"the label space of {name!r} lacks a label of it, or is not within [0, {classes})")
+    return space if len(space) < classes else None
 
 
 def _scores(prediction: Prediction, predictive: str) -> dict[str, Tensor]:

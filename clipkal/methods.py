@@ -5,9 +5,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from clipkal.adapters import Adapter
+from clipkal.adapters import Adapter, LinearAdapter
+from clipkal.adapters.lora import LoRAAdapter
 from clipkal.errors import ConfigError
 from clipkal.optim.base import BatchOptimizer
+from clipkal.optim.hooks import MOST_ROWS
 from clipkal.training import Build, Plan
 
 FIRST_ORDER = ("adamw", "sgd", "adagrad", "sam", "sophia")
@@ -74,6 +76,11 @@ def _first_order(adapter: Adapter, cfg: DictConfig, rate: float) -> BatchOptimiz
 def _function_space(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
     from clipkal.optim.function_space import FunctionSpaceFilter
 
+    if not isinstance(adapter, LinearAdapter):
+        raise ConfigError(
+            "optimizer=function_space needs adapter=linear, whose logits are linear in its parameters; type "
+            "optimizer=kalman for other adapters"
+        )
     prior = _word_or_number(cfg.prior, "optimizer.prior", ("crossval", "evidence", "ratio"))
     temperature = _word_or_number(cfg.temperature, "optimizer.temperature", ("unit", "crossval"))
     return FunctionSpaceFilter(
@@ -93,7 +100,24 @@ def _kalman(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
         str(key): value for key, value in cfg.items() if key not in ("name", "batch_size", "learn_scale")
     }
     options["prior"] = _word_or_number(cfg.prior, "optimizer.prior", ("ratio",))
+    if isinstance(adapter, LoRAAdapter):
+        _check_lora(adapter, cfg)
+        options["priors"] = adapter.prior_variances()
     return KalmanFilter(adapter, **options)
+
+
+def _check_lora(adapter: LoRAAdapter, cfg: DictConfig) -> None:
+    """Raises ConfigError for what a filter over LoRA factors cannot do, or not in reasonable time."""
+    if adapter.settings.dropout:
+        raise ConfigError(
+            f"adapter.dropout={adapter.settings.dropout}: a Kalman filter linearises one function; type adapter.dropout=0"
+        )
+    classes = len(adapter.class_features())
+    if cfg.observation not in ("softmax", "cosine") and classes > MOST_ROWS:
+        raise ConfigError(
+            f"optimizer.observation={cfg.observation} with {classes} classes needs {classes} backward passes an image, a "
+            f"pass over the shots about {classes // 2} times AdamW's; type optimizer.observation=softmax (one an image)"
+        )
 
 
 def _word_or_number(value: Any, key: str, words: tuple[str, ...]) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipkal.adapters import Adapter
 from clipkal.checkpoint import Checkpoint, Interrupt, save_adapter
-from clipkal.data import FewShotTask
+from clipkal.data import FeatureSet, FewShotTask
 from clipkal.evaluation import Evaluation
 from clipkal.files import digest
 from clipkal.tracking import RunDirectory, WandbMirror, environment
@@ -55,7 +55,7 @@ class Recorder:
             "run": self.identity,
             "shots": task.record["sha256"],
             "classes": digest(*task.class_names),
-            "features": digest(task.shots.features.numpy().tobytes()),  # type: ignore[union-attr]
+            "features": _content(task.shots),
         }
 
     # -- the training loop's Saver and Report --
@@ -100,12 +100,11 @@ class Recorder:
             "skipped": self.skipped,
             "environment": environment(),
         }
-        about = {**self.run, "run_id": self.identity}
+        about = {**self.run, "run_id": self.identity, "adapter_settings": adapter.describe()}
         self._log_final(evaluation, training)
         self.directory.write_results(results)
-        self.directory.write_predictions(
-            evaluation.frame(probabilities=len(self.run["classes"]) <= MOST_CLASSES)
-        )
+        widest = max(len(one.classes) for one in evaluation.sets.values())
+        self.directory.write_predictions(evaluation.frame(probabilities=widest <= MOST_CLASSES))
         saved = save_adapter(self.directory.path / "adapter.safetensors", adapter.state_dict(), about)
         if training and training.posterior is not None:
             state = training.optimizer.state_dict()["extra"]
@@ -127,6 +126,13 @@ class Recorder:
             for predictive, metrics in one.metrics.items():
                 named = {f"{predictive}/{metric}": metrics[metric] for metric in FINAL}
                 self.directory.log_all(step, one.role, name, named)
+
+
+def _content(shots: Any) -> str:
+    """A digest of what the optimiser is shown: features, or images by their own digest."""
+    if isinstance(shots, FeatureSet):
+        return digest(shots.features.numpy().tobytes())
+    return digest(shots.digest)
 
 
 def describe(cfg: DictConfig) -> dict[str, Any]:

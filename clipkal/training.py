@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from clipkal.adapters import Adapter
 from clipkal.data import FeatureSet
 from clipkal.optim.base import BatchOptimizer, StepInfo
+from clipkal.uncertainty.predictor import Predictor, evaluation_mode
 
 Build = Callable[[Adapter, float | None], BatchOptimizer]
 State = dict[str, Any]
@@ -145,6 +146,7 @@ class _Loop:
         self.adapter, self.build, self.task, self.plan = adapter, build, task, plan
         self.saver, self.report = saver, report
         self.shots = task.shots
+        self.device = next(adapter.parameters()).device
         self.trials: list[Trial] = []
         self.best: State = {}
         self.epoch = self.position = 0
@@ -175,7 +177,8 @@ class _Loop:
             self._set_rate(index, (self.epoch + position / len(batches)) / self.plan.epochs)
             chosen = batches[position]
             torch.manual_seed(_mix(self.plan.seed, self.epoch * len(batches) + position))
-            info = self.optimizer.step(self.shots.features[chosen], self.shots.labels[chosen])
+            inputs, labels = self.shots.features[chosen], self.shots.labels[chosen]
+            info = self.optimizer.step(inputs.to(self.device), labels.to(self.device))
             self.loss_sum += info.loss * len(chosen)
             self.last_step = _said(info)
             self.position = position + 1
@@ -261,9 +264,13 @@ def validation_nll(adapter: Adapter, val: FeatureSet | None) -> float | None:
     """
     if val is None or len(val.labels) == 0:
         return None
-    with torch.no_grad():
-        value = float(F.cross_entropy(adapter(val.features).double(), val.labels))
-    return value if math.isfinite(value) else math.inf
+    predictor = Predictor(adapter, batch_size=adapter.batch_size)
+    try:
+        with evaluation_mode(adapter):
+            logits = predictor.logits(val.features, len(val.labels), "validation")
+    except FloatingPointError:
+        return math.inf
+    return float(F.cross_entropy(logits, val.labels))
 
 
 def _mix(seed: int, epoch: int) -> int:

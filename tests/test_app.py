@@ -267,8 +267,8 @@ def test_the_saved_adapter_gives_the_recorded_predictions_back(tmp_path):
     run(compose(overrides))
     directory, results = results_in(tmp_path)
     state, about = load_adapter(directory / "adapter.safetensors", {"run_id": results["run_id"]})
-    task, _ = few_shot_task(compose(overrides))
-    adapter = LinearAdapter(task.text_features, task.logit_scale)
+    task, _, _ = few_shot_task(compose(overrides))
+    adapter = LinearAdapter(task.text_features, task.logit_scale, coordinates="classes")
     adapter.load_state_dict(state)
     with torch.no_grad():
         predicted = adapter(task.test.features).argmax(1)

@@ -107,6 +107,34 @@ def test_an_ood_set_is_scored_over_its_own_classes_and_detected_over_all(model: 
     assert (entry["n_id"], entry["n_ood"], entry["predictive"]) == (90, 50, "plugin")
 
 
+def test_a_given_label_space_takes_the_place_of_the_classes_that_occur(model: Linear, sets: dict) -> None:
+    spaces = {"some": [0, 1, 2, 4], "sketch": list(range(C))}
+    result = run(model, sets, spaces=spaces)
+    logits = model(sets["some"][1].features).double().detach()
+    wanted = logits[:, [0, 1, 2, 4]].softmax(1)
+    torch.testing.assert_close(result.sets["some"].predictions["plugin"].probs, wanted)
+    content = result.to_dict()["sets"]
+    assert {name: (one["label_space"], one["label_rule"]) for name, one in content.items()} == {
+        "test": ([0, 1, 2, 3, 4], "all"),
+        "sketch": ([0, 1, 2, 3, 4], "all"),
+        "some": ([0, 1, 2, 4], "occurring"),
+    }
+    every = run(model, sets, spaces={"some": range(C)}).sets["some"]
+    torch.testing.assert_close(every.predictions["plugin"].probs, logits.softmax(1))
+    assert every.rule == "all" and run(model, sets).sets["some"].rule == "occurring"
+    with pytest.raises(ValueError, match="label space of 'some'"):
+        run(model, sets, spaces={"some": [0, 1]})
+
+
+def test_a_transfer_set_is_scored_over_all_its_classes_and_not_detected(model: Linear, sets: dict) -> None:
+    result = run(model, {**sets, "some": ("transfer", sets["some"][1])})
+    assert result.sets["some"].classes == list(range(C))
+    assert set(result.detection) == {"sketch"}
+    alone = run(model, {"some": ("transfer", sets["some"][1])})
+    assert alone.detection == {}
+    assert alone.sets["some"].metrics["plugin"] == result.sets["some"].metrics["plugin"]
+
+
 def test_labels_of_a_gappy_label_space(model: Linear) -> None:
     data = features("gap", 60, 4)
     data.labels = torch.where(data.labels < 2, 1, 4)

@@ -1,7 +1,8 @@
 """Adapters: the trainable part of a run, from features (or images) to logits; everything else is frozen.
 
-`build_adapter(name, …)` makes one by its config name: `none` (the zero-shot classifier) or `linear` (a
-residual linear map on the image feature). Every adapter starts exactly at zero-shot.
+`build_adapter(cfg, …)` makes one by its config: `none` (the zero-shot classifier), `linear` (a residual linear
+map on the image feature) or `lora` (low-rank changes inside the towers). Every adapter starts exactly at
+zero-shot.
 """
 
 from clipkal.adapters.base import Adapter

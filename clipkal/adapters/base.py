@@ -1,8 +1,12 @@
 """What every adapter is: a module from inputs to class logits, with a name for what it is fed."""
 
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
+
+from clipkal.errors import ConfigError
 
 Inputs = Literal["features", "images"]
 
@@ -12,9 +16,38 @@ class Adapter(nn.Module):
 
     inputs: what `forward` takes: `features` (unit rows `[B, d]` of the frozen backbone) or `images` (`[B,
         3, H, W]`).
+    batch_size: most inputs a forward pass where nothing is learnt from them.
     """
 
     inputs: ClassVar[Inputs] = "features"
+    batch_size: int = 1024
 
     def forward(self, inputs: Tensor) -> Tensor:
         raise NotImplementedError
+
+    @contextmanager
+    def classes(self, text: Tensor) -> Iterator[None]:
+        """Answers for other classes meanwhile, those with the text features `[C', d]`; what is learnt stays.
+
+        Raises ConfigError where the classes are learnt too, or d is not the width that was learnt with.
+        """
+        own = getattr(self, "text", None)
+        if own is None:
+            raise ConfigError(
+                "an adapted text tower knows its own classes only, so nothing can be transferred to others "
+                "(fewshot.transfer, fewshot.subset=base): type adapter.towers=vision, or adapter=linear"
+            )
+        if text.shape[1] != own.shape[1]:
+            raise ConfigError(
+                f"a transfer set has features of width {text.shape[1]}, but {own.shape[1]} was learnt with; "
+                "give features of the same backbone"
+            )
+        self.text = text.to(own)
+        try:
+            yield
+        finally:
+            self.text = own
+
+    def describe(self) -> dict[str, Any]:
+        """What is trainable, for a run's record: numbers and words by name."""
+        return {"trainable": sum(p.numel() for p in self.parameters() if p.requires_grad)}

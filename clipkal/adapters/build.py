@@ -1,4 +1,6 @@
-"""Adapters by their config name."""
+"""Adapters by their config."""
+
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -7,13 +9,44 @@ from clipkal.adapters.linear import LinearAdapter
 from clipkal.adapters.zeroshot import ZeroShotAdapter
 from clipkal.errors import ConfigError
 
+if TYPE_CHECKING:
+    from clipkal.backbones import Backbone
 
-def build_adapter(name: str, text_features: Tensor, logit_scale: float, learn_scale: bool = False) -> Adapter:
-    """The adapter called `name` over text features `[C, d]`; raises ConfigError for a name that does not
-    exist.
+ADAPTERS = ("none", "linear", "lora")
+ON_IMAGES = ("lora",)
+"""Adapters that learn from images, not from the features of a frozen backbone."""
+
+
+def build_adapter(
+    cfg: Any,
+    text_features: Tensor,
+    logit_scale: float,
+    backbone: "Backbone | None" = None,
+    prompts: list[list[str]] | None = None,
+    learn_scale: bool = False,
+    seed: int = 0,
+) -> Adapter:
+    """The adapter that `cfg` (name, and what else conf/adapter/ lists) describes.
+
+    Args:
+        text_features: [C, d] with unit rows. logit_scale: factor on the cosine.
+        backbone, prompts, seed: for `lora` only, with the seed of its starting values.
+        learn_scale: make the logit scale trainable.
+
+    Raises ConfigError for a name that does not exist, or settings that the backbone has not.
     """
-    if name == "none":
+    if cfg.name == "none":
         return ZeroShotAdapter(text_features, logit_scale)
-    if name == "linear":
-        return LinearAdapter(text_features, logit_scale, learn_scale)
-    raise ConfigError(f"unknown adapter.name={name}; it can be: none, linear")
+    if cfg.name == "linear":
+        return LinearAdapter(text_features, logit_scale, learn_scale, cfg.coordinates)
+    if cfg.name not in ON_IMAGES:
+        raise ConfigError(f"unknown adapter.name={cfg.name}; it can be: {', '.join(ADAPTERS)}")
+    if backbone is None:
+        raise ConfigError("adapter=lora needs a backbone that reads images: type backbone=mini")
+    from clipkal.adapters.lora import LoRASettings, build_lora
+
+    blocks = cfg.blocks if isinstance(cfg.blocks, str) else list(cfg.blocks)
+    settings = LoRASettings(
+        cfg.rank, cfg.alpha, cfg.dropout, list(cfg.targets), blocks, cfg.towers, seed=seed
+    )
+    return build_lora(backbone, prompts or [], text_features, settings, learn_scale)

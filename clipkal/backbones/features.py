@@ -2,24 +2,25 @@
 
 import copy
 import logging
-import multiprocessing
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
 from clipkal import files
 from clipkal.backbones.cache import CacheDir, Entry, Header, load_or_compute
 from clipkal.backbones.openclip import DTYPES, Backbone
 from clipkal.backbones.progress import progress_bar
+from clipkal.backbones.transform import in_place
 from clipkal.data.sets import FeatureSet, ImageSet
+from clipkal.data.threads import in_threads
 from clipkal.errors import BackboneError, ConfigError, DataError
 
 log = logging.getLogger(__name__)
+CHUNK = 8  # images that a thread decodes at a time
 Problem = tuple[int, str]  # place in the set, what is wrong
 Batch = tuple[Tensor | None, list[Problem]]  # images [n, 3, H, W], and those of the batch that cannot be read
 
@@ -40,7 +41,7 @@ def image_features(
         image_set: N images.
         cache_dir: feature cache; None = `$CLIPKAL_CACHE` or `~/.cache/clipkal`; False or "off" = no cache.
         precision: fp32, fp16 or bf16 arithmetic in the visual tower; None = the backbone's own.
-        workers: processes that decode while the model encodes; 0 = decode here, batch after batch.
+        workers: threads that decode while the model encodes; 0 = as many as torch has.
         progress: a bar on terminals for work of more than two seconds.
         on_bad_image: "error" or "skip", for images that cannot be decoded.
 
@@ -53,6 +54,8 @@ def image_features(
     """
     if on_bad_image not in ("error", "skip"):
         raise ConfigError(f"data.on_bad_image={on_bad_image}: choose error or skip")
+    if workers < 0:
+        raise ConfigError(f"data.workers={workers}: give a number of threads, or 0 for as many as torch has")
     precision = precision or backbone.precision
     if precision not in DTYPES:
         raise ConfigError(f"backbone.precision={precision}: choose one of {', '.join(DTYPES)}")
@@ -149,25 +152,25 @@ def reduced_precision(model: nn.Module, precision: str) -> nn.Module:
 
 
 def _batches(backbone: Backbone, image_set: ImageSet, workers: int) -> Iterator[Batch]:
-    batches = -(-len(image_set) // backbone.batch_size)
-    if batches == 1 or multiprocessing.current_process().daemon:  # a daemon may not start processes
-        workers = 0
-    loader: DataLoader = DataLoader(
-        _Decoded(image_set, backbone.preprocess),
-        batch_size=backbone.batch_size,
-        num_workers=min(workers, batches),
-        collate_fn=_collate,
-        pin_memory=backbone.device.type == "cuda",
-        generator=torch.Generator(),  # the default one would draw from the global random stream
+    """Preprocessed images [B, 3, H, W], decoded by threads up to two batches ahead of the model, however
+    large the set.
+    """
+    size, threads = backbone.batch_size, workers or torch.get_num_threads()
+    decoded = _Decoded(image_set, backbone.preprocess)
+    chunks = (range(i, min(i + CHUNK, len(decoded))) for i in range(0, len(decoded), CHUNK))
+    ahead = 2 * -(-size // CHUNK) + threads
+    items = chain.from_iterable(
+        in_threads(lambda places: [decoded[i] for i in places], chunks, threads, ahead)
     )
-    yield from loader
+    for _ in range(0, len(decoded), size):
+        yield _collate(list(islice(items, size)))
 
 
-class _Decoded(TorchDataset):
-    """Place -> (place, image or None, what is wrong): errors travel as values between processes."""
+class _Decoded:
+    """Place -> (place, image or None, what is wrong): a bad image is a value, so that others go on."""
 
     def __init__(self, image_set: ImageSet, preprocess: Any):
-        self.image_set, self.preprocess = image_set, preprocess
+        self.image_set, self.preprocess = image_set, in_place(preprocess)
 
     def __len__(self) -> int:
         return len(self.image_set)

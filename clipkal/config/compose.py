@@ -9,12 +9,16 @@ from omegaconf import DictConfig
 
 from clipkal.config import schema
 
-OPTIMIZER_SCHEMAS = {
-    "first_order_schema": schema.FirstOrderConfig,
-    "natural_gradient_schema": schema.NaturalGradientConfig,
-    "function_space_schema": schema.FunctionSpaceConfig,
-    "kalman_schema": schema.KalmanConfig,
+GROUP_SCHEMAS: dict[str, dict[str, type]] = {
+    "adapter": {"linear_schema": schema.LinearConfig, "lora_schema": schema.LoRAConfig},
+    "optimizer": {
+        "first_order_schema": schema.FirstOrderConfig,
+        "natural_gradient_schema": schema.NaturalGradientConfig,
+        "function_space_schema": schema.FunctionSpaceConfig,
+        "kalman_schema": schema.KalmanConfig,
+    },
 }
+"""What the options of a group add to its own schema, by the name that their YAML files call it."""
 
 
 def conf_dir() -> str:
@@ -28,8 +32,9 @@ def register() -> None:
     """Makes the schemas available to the YAML files by name."""
     store = ConfigStore.instance()
     store.store(name="schema", node=schema.Config)
-    for name, node in OPTIMIZER_SCHEMAS.items():
-        store.store(group="optimizer", name=name, node=node)
+    for group, nodes in GROUP_SCHEMAS.items():
+        for name, node in nodes.items():
+            store.store(group=group, name=name, node=node)
 
 
 def compose(overrides: list[str] | None = None) -> DictConfig:

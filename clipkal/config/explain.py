@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import get_type_hints
 
 from clipkal.config import schema
-from clipkal.config.compose import OPTIMIZER_SCHEMAS
+from clipkal.config.compose import GROUP_SCHEMAS
 
 _UNKNOWN_KEY = re.compile(
     r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in '?(?:struct|\w+)'?", re.I
@@ -42,10 +42,10 @@ def explain(message: str) -> str:
 
 
 def known_keys() -> list[str]:
-    """Every dotted key of the schema, those of the optimisers included."""
+    """Every dotted key of the schema, those of single options included."""
     keys = set(_keys(schema.Config))
-    for node in OPTIMIZER_SCHEMAS.values():
-        keys |= {f"optimizer.{key}" for key in _keys(node)}
+    for group, nodes in GROUP_SCHEMAS.items():
+        keys |= {f"{group}.{key}" for node in nodes.values() for key in _keys(node)}
     return sorted(keys)
 
 

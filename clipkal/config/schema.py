@@ -11,19 +11,44 @@ from omegaconf import MISSING
 
 
 @dataclass
+class ShiftConfig:
+    """An OOD set from another place than its dataset; dataset.ood names it."""
+
+    path: str = MISSING  # folder of class folders, .npz, .csv or …_data.npy; relative to data.root
+    domain: str | None = None  # of a file with several; null = the one called like the set
+    class_map: Any = (
+        None  # {class there: class here}, or a .json of them; classes that are not in it are left out
+    )
+    border: int = 0  # pixels to cut off every side of its images
+    classes: str = "occurring"  # scored over: occurring (the classes that occur in it) | all
+    urls: dict[str, str] = field(default_factory=dict)  # what dataset.download fetches: address -> sha256
+
+
+@dataclass
 class DatasetConfig:
     """Where images and their names come from (conf/dataset/)."""
 
     name: str = MISSING
-    source: str = MISSING  # rendered | digits | folder | archive | features | coop
+    # rendered | digits | folder | table | archive | features | coop | torchvision | huggingface
+    source: str = MISSING
     path: str | None = None  # folder or file; relative to data.root
     id_domain: str | None = None  # the in-distribution domain; null = the first
-    ood: list[str] | None = None  # domains, paths, corruptions (gaussian_noise@3); null = every other domain
+    # domains, shifts by name, name:path, corruptions (gaussian_noise@3); null = every other domain
+    ood: list[str] | None = None
+    shifts: dict[str, ShiftConfig] = field(default_factory=dict)  # OOD sets from elsewhere that ood can name
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
-    class_names: Any = None  # mapping folder -> name, list of names, or null = as found
+    class_names: Any = None  # mapping folder -> name, list of names, a file of them, or null = as found
     split_sha256: str | None = None  # coop: checksum of the split file; null = not checked
     val_fraction: float = 0.1  # share of each class held out where the data has no validation split
     test_fraction: float = 0.4  # the same for the test split
+    # table, huggingface: what the columns path (or image), label, split and domain are called there
+    columns: dict[str, str] = field(default_factory=dict)
+    # table, huggingface: train | val | test | any OOD name -> a split, or {column: value, [values] or low..high}
+    splits: dict[str, Any] = field(default_factory=dict)
+    torchvision: str | None = None  # torchvision: the class in torchvision.datasets, such as CIFAR10
+    repository: str | None = None  # huggingface: name on the Hub; null = the folder dataset.path
+    configs: list[str] | None = None  # huggingface: configurations to join; null = the only one
+    download: bool = False  # torchvision, huggingface: fetch what is missing
 
 
 @dataclass
@@ -31,7 +56,7 @@ class DataConfig:
     """How files are read."""
 
     root: str = "data"  # relative dataset paths start here
-    workers: int = 0  # decoding processes; 0 = in the main process
+    workers: int = 0  # threads that decode beside the model; 0 = as many as torch has
     on_bad_image: str = "error"  # error | skip (skipped images are counted in the results)
     cache: str | None = None  # feature cache; null = $CLIPKAL_CACHE or ~/.cache/clipkal
     progress: bool = True
@@ -62,7 +87,10 @@ class FewshotConfig:
     validation: str = "fewshot"  # none | fewshot (min(shots, 4) a class) | full
     protocol: str = "coop"  # coop | cliplora
     short_class: str = "error"  # a class with fewer images than shots: error | keep
-    subset: str = "all"  # all | base | new (base-to-new generalisation)
+    subset: str = "all"  # all | base (then the new half is tested too) | new (base-to-new generalisation)
+    transfer: list[str] = field(
+        default_factory=list
+    )  # other datasets to test on: names in conf/dataset, name:path
     shot_list: str | None = None  # a shots.json to draw exactly the same images again
 
 
@@ -70,7 +98,26 @@ class FewshotConfig:
 class AdapterConfig:
     """What is trainable (conf/adapter/)."""
 
-    name: str = MISSING  # none | linear
+    name: str = MISSING  # none | linear | lora
+
+
+@dataclass
+class LinearConfig(AdapterConfig):
+    """A residual linear map on the image feature."""
+
+    coordinates: str = "classes"  # what its weights are measured in: classes | text
+
+
+@dataclass
+class LoRAConfig(AdapterConfig):
+    """Low-rank changes of the towers' weights; the words are those of clipkal.adapters.lora.LoRASettings."""
+
+    rank: int = 4
+    alpha: float | None = None  # the change is (alpha / rank) B A; null = rank
+    dropout: float = 0.0
+    targets: list[str] = field(default_factory=lambda: ["q", "k", "v"])
+    blocks: Any = "all"  # all | first:n | last:n | a list of places
+    towers: str = "vision"  # vision | text | both
 
 
 @dataclass
@@ -106,7 +153,7 @@ class NaturalGradientConfig(FirstOrderConfig):
     fisher: str = "true"  # true (sampled labels) | ggn | empirical
     ema: float = 0.95
     update_interval: int = 10  # steps between refreshes of the factors and their inverses
-    solver: str = "newton"  # newton | eigen
+    solver: str = "cholesky"  # cholesky | newton | eigen
     rho: float | None = None  # gradient regularisation, ring and reng only
     rho_warmup: int | None = None  # steps over which rho grows from 0, ring and reng only
     hessian: str | None = None  # double_backprop | finite_difference, reng only

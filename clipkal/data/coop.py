@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from clipkal import files
 from clipkal.data.aircraft import VARIANTS, Rows, is_aircraft, read_lists
-from clipkal.data.folder import from_files, ood_set, read_tree
-from clipkal.data.images import file_stamps
 from clipkal.data.names import fill_templates, renamed, shortened
 from clipkal.data.sets import Dataset, ImageSet
+from clipkal.data.shifts import shifted_sets
 from clipkal.data.spec import DataSpec
+from clipkal.data.tree import file_rows, refuse_escape
 from clipkal.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,11 @@ def load(spec: DataSpec) -> Dataset:
         _check_sha256(file, spec.split_sha256)
         parts, classes = read_split(file)
         images = _image_folder(file, parts["train"])
-    sets = {part: _image_set(f"{spec.name}/{part}", images, split) for part, split in parts.items()}
+    if spec.domains:
+        raise DataError(
+            f"dataset.ood: {shortened(spec.domains)}: CoOp data have no domains; give name:path of a folder"
+        )
+    sets = {part: _image_set(f"{spec.name}/{part}", images, split, classes) for part, split in parts.items()}
     names = renamed(classes, spec.class_names)
     return Dataset(
         spec.name,
@@ -97,7 +101,7 @@ def load(spec: DataSpec) -> Dataset:
         sets["train"],
         sets.get("val"),
         sets["test"],
-        _ood(spec, classes, images),
+        shifted_sets(spec, classes),
     )
 
 
@@ -162,7 +166,7 @@ def checked(file: Path, rows: Rows) -> tuple[dict[str, Split], list[str]]:
             raise DataError(f"{file}: lists no {part} images")
     names: dict[int, str] = {}
     for path, label, name in (row for part_rows in rows.values() for row in part_rows):
-        _refuse_escape(file, path)
+        refuse_escape(file, path)
         if names.setdefault(label, name) != name:
             raise DataError(f"{file}: label {label} is called both {names[label]!r} and {name!r}")
     if sorted(names) != list(range(len(names))):
@@ -178,14 +182,6 @@ def _row(row: Any) -> tuple[str, int, str]:
     return path, label, name
 
 
-def _refuse_escape(file: Path, path: str) -> None:
-    parts = PurePosixPath(path)
-    if not path or parts.is_absolute() or ".." in parts.parts or "\\" in path or ":" in path.split("/")[0]:
-        raise DataError(
-            f"{file}: lists {path!r}, which leads out of the dataset; refuse the file or mend the entry"
-        )
-
-
 def _image_folder(file: Path, train: Split) -> Path:
     """As CoOp has it, or beside the split file, or whichever subfolder holds the first training image."""
     home = file.parent
@@ -195,22 +191,6 @@ def _image_folder(file: Path, train: Split) -> Path:
     return next((p for p in places if (p / train.paths[0]).is_file()), places[0])
 
 
-def _image_set(name: str, folder: Path, split: Split) -> ImageSet:
-    stamps = file_stamps(folder, split.paths)
-    absent = [path for path, stamp in zip(split.paths, stamps, strict=True) if stamp is None]
-    if absent:
-        raise DataError(
-            f"{folder}: {len(absent)} of the {len(split.paths)} images of {name} are missing: "
-            f"{shortened(absent, 3)}; unpack them there, or check dataset.path"
-        )
-    return from_files(name, folder, split.paths, split.labels)
-
-
-def _ood(spec: DataSpec, classes: list[str], folder: Path) -> dict[str, ImageSet]:
-    """OOD sets are trees of class folders elsewhere, matched by class name."""
-    if spec.domains:
-        raise DataError(
-            f"dataset.ood: {shortened(spec.domains)}: CoOp data have no domains; give name=path of a folder"
-        )
-    trees = {name: read_tree(place, f"{name}/") for name, place in spec.elsewhere.items()}
-    return {name: ood_set(name, tree, classes, folder) for name, tree in trees.items()}
+def _image_set(name: str, folder: Path, split: Split, classes: list[str]) -> ImageSet:
+    keys = [classes[label] for label in split.labels]
+    return file_rows(folder, split.paths, split.paths, keys, name).with_labels(name, split.labels)

@@ -21,11 +21,10 @@ from torch import Tensor
 
 from clipkal import files
 from clipkal.data.corruptions import corrupt
-from clipkal.data.names import choose, fill_templates, renamed
-from clipkal.data.rendered import rendered_set
+from clipkal.data.names import choose
+from clipkal.data.rendered import rendered_set, spoken_dataset
 from clipkal.data.sets import Dataset, ImageSet
 from clipkal.data.spec import DataSpec
-from clipkal.errors import DataError
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SHARES = {"train": (0.0, 0.5), "val": (0.5, 0.6), "test": (0.6, 1.0)}
@@ -119,26 +118,12 @@ def load(spec: DataSpec) -> Dataset:
     """The dataset of handwritten digits.
 
     Raises:
-        DataError: a domain is unknown, or the config asks for folders, which this source does not read.
+        DataError: a domain is unknown.
     """
-    from clipkal.data.world import phrases
-
-    if spec.elsewhere:
-        raise DataError(f"dataset.ood: {', '.join(spec.elsewhere)}: the digits have domains, not folders")
     choose("dataset.id_domain", spec.id_domain or "plain", ["plain"])
     wanted = [*CHANGES, *WORLD_STYLES] if spec.domains is None else spec.domains
-    keys = list(NAMES)
-    names = renamed(keys, spec.class_names)
-    ways = [phrases(key) if name == key else [name] for key, name in zip(keys, names, strict=True)]
-    return Dataset(
-        spec.name,
-        names,
-        fill_templates(spec.templates, ways),
-        digit_set("plain", "train"),
-        digit_set("plain", "val"),
-        digit_set("plain", "test"),
-        {name: _ood(name) for name in wanted},
-    )
+    splits = {split: digit_set("plain", split) for split in SHARES}
+    return spoken_dataset(spec, list(NAMES), splits, {name: _ood(name) for name in wanted})
 
 
 def _ood(name: str) -> ImageSet:

@@ -5,6 +5,7 @@ common.
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,8 @@ def load_dataset(cfg: Any, root: str | Path) -> Dataset:
     """Loads what `cfg` describes.
 
     Args:
-        cfg: attribute-style (an OmegaConf node or a namespace). Fields, all but the first two optional:
-            name: what the dataset is called.
-            source: rendered | digits | folder | archive | features | coop.
-            path: its file or folder, absolute or relative to `root`; default `root/<name>`.
-            id_domain: the domain to learn from; default the first.
-            ood: a list of domains, paths of folders elsewhere (`name=path`, or the path alone), and
-                `kind@severity` for corrupted copies of the ID test set. None takes every other domain of the
-                source.
-            templates: prompt templates with one `{}`; default "a photo of a {}."
-            class_names: names to show: a mapping from folder (or file) names, a list in label order, or a
-                file.
-            val_fraction, test_fraction: shares of each class held out where a folder has no such split; 0.1
-                and 0.4.
-            split_sha256: source=coop only, the checksum that the split file must have.
+        cfg: attribute-style (an OmegaConf node or a namespace), with the fields of
+            `clipkal.config.schema.DatasetConfig`, of which all but `name` and `source` may be missing.
         root: the folder that relative paths start from.
 
     Raises:
@@ -38,14 +27,13 @@ def load_dataset(cfg: Any, root: str | Path) -> Dataset:
         ConfigError: a setting contradicts itself.
     """
     spec = read_spec(cfg, root)
-    dataset = importlib.import_module(f"clipkal.data.{spec.source}").load(spec)
+    dataset: Dataset = importlib.import_module(f"clipkal.data.{spec.source}").load(spec)
+    dataset = replace(dataset, spaces={name: shift.classes for name, shift in spec.shifts.items()})
     return _with_corruptions(dataset, spec) if spec.corruptions else dataset
 
 
 def _with_corruptions(dataset: Dataset, spec: DataSpec) -> Dataset:
     """Adds the corrupted copies of the ID test set, and sorts the OOD sets as the config lists them."""
-    from dataclasses import replace
-
     from clipkal.data.corruptions import corrupted
 
     ood = dict(dataset.ood)

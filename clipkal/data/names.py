@@ -12,8 +12,9 @@ def choose(kind: str, name: str, known: Sequence[str], error: type[ClipkalError]
     """`name` if it is known; else raises `error`, which lists the known names and points to the nearest."""
     if name in known:
         return name
-    near = get_close_matches(str(name).lower(), [str(k) for k in known], n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    by_lower = {str(k).lower(): str(k) for k in known}
+    near = get_close_matches(str(name).lower(), list(by_lower), n=1, cutoff=0.5)
+    hint = f"; did you mean {by_lower[near[0]]!r}?" if near else ""
     raise error(f"{kind} {name!r} is unknown{hint} (known: {shortened(known)})")
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from clipkal.data.names import choose
-from clipkal.data.spec import DataSpec
+from clipkal.data.names import choose, shortened
+from clipkal.data.spec import DataSpec, Shift
 from clipkal.errors import DataError
 
 
@@ -105,6 +105,22 @@ def partition(table: Table, spec: DataSpec) -> Partition:
     train, test = _needed(table, own, "train"), _needed(table, own, "test")
     ood = {choose("dataset.ood: domain", d, others): _needed(table, d, "test") for d in wanted}
     return Partition(own, train, table.rows(own, "val") or None, test, ood)
+
+
+def rows_of_shift(table: Table, name: str, shift: Shift) -> list[int]:
+    """The test rows of the domain that the OOD set `name` is.
+
+    Raises:
+        DataError: the domain is unknown, has no test rows, or is one of several and not said.
+    """
+    if shift.domain is None and name not in table.domains and len(table.domains) > 1:
+        raise DataError(
+            f"{table.path}: holds several domains ({shortened(table.domains)}); call the OOD set like one of them, "
+            f"or set dataset.shifts.{name}.domain"
+        )
+    only = name if name in table.domains else table.domains[0]
+    domain = choose(f"dataset.shifts.{name}.domain", shift.domain or only, table.domains)
+    return _needed(table, domain, "test")
 
 
 def _needed(table: Table, domain: str, split: str) -> list[int]:

@@ -6,6 +6,8 @@ Images are drawn when first asked for, a class at a time, and kept. Ids are "sty
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,11 +19,12 @@ from torch import Tensor
 from clipkal import files
 from clipkal.data.names import choose, fill_templates, renamed
 from clipkal.data.sets import Dataset, ImageSet
+from clipkal.data.shifts import shifted_sets
 from clipkal.data.spec import DataSpec
 from clipkal.data.threads import one_thread
-from clipkal.errors import DataError
 
 PER_CLASS = {"train": 32, "val": 8, "test": 25}
+_DRAWING = threading.Lock()  # images of one class are asked for by several threads at once
 
 
 @dataclass(frozen=True)
@@ -41,45 +44,46 @@ class RenderedDecoder:
         return Image.fromarray(self._of_class(label)[number].permute(1, 2, 0).contiguous().numpy())
 
     def _of_class(self, label: int) -> Tensor:
-        if label not in self._drawn:
-            from clipkal.data.world import render_split
+        with _DRAWING:
+            if label not in self._drawn:
+                self._drawn[label] = self._draw(label)
+            return self._drawn[label]
 
-            name = [self.class_names[label]]
-            with one_thread():
-                images, _ = render_split(
-                    name, self.style, self.split, self.per_class, handwritten=self.handwritten
-                )
-            self._drawn[label] = images
-        return self._drawn[label]
+    def _draw(self, label: int) -> Tensor:
+        from clipkal.data.world import render_split
+
+        name = [self.class_names[label]]
+        with one_thread():
+            return render_split(name, self.style, self.split, self.per_class, handwritten=self.handwritten)[0]
 
 
 def load(spec: DataSpec) -> Dataset:
     """The dataset of the world's target classes.
 
     Raises:
-        DataError: a style is unknown, or the config asks for folders, which this source does not read.
+        DataError: a style is unknown.
     """
-    from clipkal.data.world import STYLES, TARGET_CLASSES, phrases
+    from clipkal.data.world import STYLES, TARGET_CLASSES
 
-    if spec.elsewhere:
-        raise DataError(
-            f"dataset.ood: {', '.join(spec.elsewhere)}: the rendered world has styles, not folders"
-        )
     own = choose("dataset.id_domain", spec.id_domain or "photo", STYLES)
     others = [style for style in STYLES if style != own]
     wanted = others if spec.domains is None else spec.domains
     keys = list(TARGET_CLASSES)
+    ood = {style: rendered_set(keys, choose("dataset.ood: style", style, others), "test") for style in wanted}
+    return spoken_dataset(spec, keys, {split: rendered_set(keys, own, split) for split in PER_CLASS}, ood)
+
+
+def spoken_dataset(
+    spec: DataSpec, keys: list[str], splits: Mapping[str, ImageSet], ood: Mapping[str, ImageSet]
+) -> Dataset:
+    """A dataset of train, val and test, with prompts in the world's own phrases where classes keep their names."""
+    from clipkal.data.world import phrases
+
     names = renamed(keys, spec.class_names)
     ways = [phrases(key) if name == key else [name] for key, name in zip(keys, names, strict=True)]
-    return Dataset(
-        spec.name,
-        names,
-        fill_templates(spec.templates, ways),
-        rendered_set(keys, own, "train"),
-        rendered_set(keys, own, "val"),
-        rendered_set(keys, own, "test"),
-        {style: rendered_set(keys, choose("dataset.ood: style", style, others), "test") for style in wanted},
-    )
+    prompts = fill_templates(spec.templates, ways)
+    train, val, test = splits["train"], splits["val"], splits["test"]
+    return Dataset(spec.name, names, prompts, train, val, test, {**ood, **shifted_sets(spec, keys)})
 
 
 def rendered_set(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -65,7 +65,7 @@ class ImageSet:
             name or self.name,
             [self.ids[i] for i in chosen],
             self.labels[chosen],
-            self.decode if whole else _pick(self.decode, chosen),
+            self.decode if whole else pick(self.decode, chosen),
             self.digest if whole else digest,
         )
 
@@ -130,9 +130,10 @@ class Dataset:
         prompts: for each class every sentence of its ensemble.
         train, test: the pool the shots come from, and the in-distribution test set.
         val: the pool for validation, or None where the source has none.
-        ood: test sets under shift by name; each is scored over the classes that occur in it.
+        ood: test sets under shift by name.
         text_features: float32 [C, d] with unit rows, for precomputed features only.
         logit_scale: the factor exp(log_scale) on the cosine, for precomputed features only.
+        spaces: OOD set -> rule of its label space, see `label_space`; "occurring" where it is not named.
 
     Raises:
         DataError: a set is empty, a label is out of range, image and feature sets are mixed, or an OOD set
@@ -148,6 +149,7 @@ class Dataset:
     ood: dict[str, Any]  # dict[str, AnySet]; Any keeps dict[str, ImageSet] assignable
     text_features: Tensor | None = None
     logit_scale: float | None = None
+    spaces: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if taken := RESERVED & set(self.ood):
@@ -166,8 +168,20 @@ class Dataset:
 
 
 def occurring_classes(labels: Tensor) -> list[int]:
-    """The sorted labels that occur: the label space of an OOD set that has only some of the classes."""
+    """The sorted labels that occur."""
     return sorted(set(labels.tolist()))
+
+
+def label_space(rule: str, labels: Tensor, classes: int) -> list[int]:
+    """The labels that a set is scored over, ascending: the mask on its logits.
+
+    Args:
+        rule: "occurring", those that occur in it, as is usual for ImageNet-A, -R and ObjectNet, which lack
+            most of ImageNet's; or "all".
+        labels: of the set.
+        classes: how many there are.
+    """
+    return list(range(classes)) if rule == "all" else occurring_classes(labels)
 
 
 def check_sets(owner: str, classes: int, sets: dict[str, AnySet]) -> None:
@@ -230,7 +244,8 @@ def _positions(indices: Sequence[int] | Tensor, size: int) -> list[int]:
     return chosen
 
 
-def _pick(decode: Decoder, chosen: list[int]) -> Decoder:
+def pick(decode: Decoder, chosen: list[int]) -> Decoder:
+    """The decoder of the positions `chosen`; picks of picks do not pile up."""
     if isinstance(decode, _Picked):
         return _Picked(decode.decode, [decode.positions[i] for i in chosen])
     return _Picked(decode, chosen)

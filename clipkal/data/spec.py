@@ -8,14 +8,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from clipkal.data.names import choose
 from clipkal.errors import ConfigError, DataError
 
-SOURCES = ("rendered", "digits", "folder", "archive", "features", "coop")
+SOURCES = (
+    "rendered", "digits", "folder", "table", "archive", "features", "coop", "torchvision", "huggingface",
+)  # fmt: skip
+SPACES = ("occurring", "all")
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 DEFAULT_VAL_FRACTION = 0.1
 DEFAULT_TEST_FRACTION = 0.4
+CLASS_MAPS = Path(__file__).parent / "class_maps"
 ClassNames = Mapping[str, str] | Sequence[str] | None
+
+
+@dataclass(frozen=True)
+class Shift:
+    """An OOD set that lies outside the dataset.
+
+    Attributes:
+        path: a folder of class folders, or a file: .npz (archive or features), .csv, or `…_data.npy`.
+        domain: the only domain of a file with several that counts; None for the one called like the set.
+        class_map: class there -> class of ID (as their sources call them); None where names agree.
+        border: pixels to cut off every side of its images.
+        classes: what it is scored over: "occurring", the classes that occur in it, or "all".
+        urls: address -> sha256 of the files that dataset.download=true may fetch, to the folder of `path`.
+    """
+
+    path: Path
+    domain: str | None = None
+    class_map: Mapping[str, str] | None = None
+    border: int = 0
+    classes: str = "occurring"
+    urls: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -27,14 +54,18 @@ class DataSpec:
         path: the file or folder; the data root joined with the name where the config gives none.
         id_domain: the domain to learn from, or None for the first.
         domains: OOD domains of the same source; None for every other one.
-        elsewhere: OOD name -> folder outside the dataset (`name=path` in the config, or a path alone, named
-            by its end).
+        shifts: OOD sets from elsewhere, those that `ood` names.
         corruptions: (kind, severity) of corrupted copies of the ID test set (`kind@severity`).
         order: the names of the OOD sets in the order of the config, empty where it does not list them.
         templates: prompt templates with one `{}`.
         class_names: see `names.renamed`.
-        val_fraction, test_fraction: shares of each class held out where a folder comes without that split.
+        val_fraction, test_fraction: shares of each class held out where there is no such split.
         split_sha256: for source=coop, the checksum that the split file must have.
+        columns: for tables, what the columns path, image, label, split and domain are called there.
+        splits: for tables, set -> which rows: a value of the split column, or a condition on each column.
+        torchvision: for source=torchvision, the class in torchvision.datasets.
+        repository, configs: for source=huggingface, the name on the Hub and the configurations to join.
+        download: whether missing files may be fetched.
     """
 
     name: str
@@ -42,7 +73,7 @@ class DataSpec:
     path: Path
     id_domain: str | None = None
     domains: list[str] | None = None
-    elsewhere: dict[str, Path] = field(default_factory=dict)
+    shifts: dict[str, Shift] = field(default_factory=dict)
     corruptions: list[tuple[str, int]] = field(default_factory=list)
     order: list[str] = field(default_factory=list)
     templates: tuple[str, ...] = DEFAULT_TEMPLATES
@@ -50,6 +81,22 @@ class DataSpec:
     val_fraction: float = DEFAULT_VAL_FRACTION
     test_fraction: float = DEFAULT_TEST_FRACTION
     split_sha256: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, Any] = field(default_factory=dict)
+    torchvision: str | None = None
+    repository: str | None = None
+    configs: list[str] | None = None
+    download: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where the data are, for messages."""
+        return self.repository or str(self.path)
+
+    @property
+    def elsewhere(self) -> dict[str, Path]:
+        """The places of the OOD sets from elsewhere, by name."""
+        return {name: shift.path for name, shift in self.shifts.items()}
 
 
 def read_spec(cfg: Any, root: str | Path) -> DataSpec:
@@ -64,14 +111,15 @@ def read_spec(cfg: Any, root: str | Path) -> DataSpec:
         raise ConfigError("dataset.name and dataset.source must be set")
     choose("dataset.source", str(source), SOURCES)
     root = Path(root).expanduser().absolute()
-    domains, elsewhere, corruptions, order = _read_ood(_get(cfg, "ood"), root)
+    domains, shifts, corruptions, order = _read_ood(_get(cfg, "ood"), _get(cfg, "shifts"), root)
+    configs = _get(cfg, "configs")
     return DataSpec(
         name=str(name),
         source=str(source),
         path=root / Path(_get(cfg, "path") or str(name)).expanduser(),
         id_domain=_get(cfg, "id_domain"),
         domains=domains,
-        elsewhere=elsewhere,
+        shifts=shifts,
         corruptions=corruptions,
         order=order,
         templates=tuple(_templates(_get(cfg, "templates"))),
@@ -79,6 +127,12 @@ def read_spec(cfg: Any, root: str | Path) -> DataSpec:
         val_fraction=_fraction(cfg, "val_fraction", DEFAULT_VAL_FRACTION),
         test_fraction=_fraction(cfg, "test_fraction", DEFAULT_TEST_FRACTION),
         split_sha256=_get(cfg, "split_sha256"),
+        columns=_plain(_get(cfg, "columns")),
+        splits=_plain(_get(cfg, "splits")),
+        torchvision=_get(cfg, "torchvision"),
+        repository=_get(cfg, "repository"),
+        configs=None if configs is None else [str(c) for c in configs],
+        download=bool(_get(cfg, "download")),
     )
 
 
@@ -86,24 +140,32 @@ def _get(cfg: Any, key: str) -> Any:
     return getattr(cfg, key, None)
 
 
-Ood = tuple[list[str] | None, dict[str, Path], list[tuple[str, int]], list[str]]
+def _plain(mapping: Any) -> dict[str, Any]:
+    """A mapping of OmegaConf's as a dictionary; None as an empty one."""
+    if OmegaConf.is_config(mapping):
+        mapping = OmegaConf.to_container(mapping, resolve=True)
+    return {str(key): value for key, value in (mapping or {}).items()}
 
 
-def _read_ood(ood: Any, root: Path) -> Ood:
-    """Domains, folders elsewhere, corruptions, and all their names in order."""
+Ood = tuple[list[str] | None, dict[str, Shift], list[tuple[str, int]], list[str]]
+
+
+def _read_ood(ood: Any, known: Any, root: Path) -> Ood:
+    """Domains, sets from elsewhere, corruptions, and all their names in order."""
     from clipkal.data.corruptions import parse
 
     if ood is None:
         return None, {}, [], []
     if isinstance(ood, str):
         ood = [ood]
-    domains, elsewhere, corruptions, order = [], {}, [], []
+    described = _plain(known)
+    domains, shifts, corruptions, order = [], {}, [], []
     for entry in map(str, ood):
-        label, _, place = entry.partition("=")
-        if not place and ("/" in entry or "\\" in entry):
-            label, place = Path(entry).name, entry
+        label, place = _named_place(entry)
         if place:
-            elsewhere[label] = root / Path(place).expanduser()
+            shifts[label] = Shift(root / Path(place).expanduser())
+        elif entry in described:
+            shifts[entry] = _read_shift(entry, described[entry], root)
         elif "@" in entry:
             corruptions.append(parse(entry))
         else:
@@ -111,7 +173,55 @@ def _read_ood(ood: Any, root: Path) -> Ood:
         order.append(label)
     if len(set(order)) != len(order):
         raise ConfigError(f"dataset.ood lists a name twice: {', '.join(order)}")
-    return domains, elsewhere, corruptions, order
+    return domains, shifts, corruptions, order
+
+
+def _named_place(entry: str) -> tuple[str, str]:
+    """("far", "a/b") of "far:a/b", ("b", "a/b") of "a/b", and (entry, "") of what is no path."""
+    label, _, place = entry.partition(":")
+    drive = len(label) == 1 and place.startswith("\\")
+    if place and not drive and "/" not in label:
+        return label, place
+    return (Path(entry).name, entry) if "/" in entry or "\\" in entry else (entry, "")
+
+
+def _read_shift(name: str, described: Mapping[str, Any], root: Path) -> Shift:
+    """One entry of dataset.shifts, whose keys the schema has checked where the config is typed."""
+    key = f"dataset.shifts.{name}"
+    if not described.get("path"):
+        raise ConfigError(f"{key}.path must be set: the folder or file of this OOD set")
+    classes, border = described.get("classes") or "occurring", described.get("border") or 0
+    choose(f"{key}.classes", str(classes), SPACES, ConfigError)
+    if not isinstance(border, int) or border < 0:
+        raise ConfigError(f"{key}.border={border}: must be a number of pixels, 0 or more")
+    return Shift(
+        path=root / Path(described["path"]).expanduser(),
+        domain=described.get("domain"),
+        class_map=_class_map(f"{key}.class_map", described.get("class_map"), root),
+        border=border,
+        classes=str(classes),
+        urls=dict(described.get("urls") or {}),
+    )
+
+
+def _class_map(key: str, given: Any, root: Path) -> dict[str, str] | None:
+    """A mapping as it is; a string is a .json file, or the name of one that comes with clipkal."""
+    if given is None:
+        return None
+    if isinstance(given, str):
+        own = CLASS_MAPS / f"{given}.json"
+        path = own if own.is_file() else root / Path(given).expanduser()
+        try:
+            given = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: no class map can be read there ({error}); check {key}") from error
+    if (
+        not isinstance(given, Mapping)
+        or not given
+        or not all(isinstance(v, str | int) for v in given.values())
+    ):
+        raise DataError(f"{key}: must map each class of the OOD set to one class of ID, {{there: here, …}}")
+    return {str(there): str(here) for there, here in given.items()}
 
 
 def _templates(templates: Any) -> list[str]:

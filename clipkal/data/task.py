@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from clipkal.data.names import choose
 from clipkal.data.protocol import PROTOCOLS, base_or_new
-from clipkal.data.sets import AnySet, Dataset, check_sets, check_text_features, occurring_classes
+from clipkal.data.sets import AnySet, Dataset, check_sets, check_text_features, label_space
 from clipkal.data.shotlist import fingerprint, list_items, positions_of, read_shot_list
 from clipkal.errors import ConfigError, DataError
 
@@ -19,6 +20,27 @@ VALIDATIONS = ("none", "fewshot", "full")
 SUBSETS = ("all", "base", "new")
 SHORT_CLASS = ("error", "keep")
 RECORD_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Transfer:
+    """A test set with classes of its own, of which nothing is learnt: the new half of base-to-new, or the test
+    set of another dataset.
+
+    Attributes:
+        class_names, prompts: C' names, and for each the sentences of its ensemble.
+        test: its images, with labels below C'.
+        text_features: float32 [C', d] with unit rows, or None before a backbone has seen the prompts.
+    """
+
+    class_names: list[str]
+    prompts: list[list[str]]
+    test: AnySet
+    text_features: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        check_sets(self.test.name, len(self.class_names), {"test": self.test})
+        check_text_features(self.test.name, self.text_features, len(self.class_names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,10 +53,12 @@ class FewShotTask:
         shots: the training set.
         val: the validation set, or None where the run validates on nothing.
         test: the in-distribution test set, never subsampled.
-        ood: test sets under shift by name; each is scored over the classes that occur in it.
+        ood: test sets under shift by name.
         text_features: float32 [C, d] with unit rows, or None before a backbone has seen the prompts.
         logit_scale: the factor on the cosine, or None.
         record: what was drawn and how, JSON-able; goes to `shots.json`.
+        label_spaces: OOD set -> the labels it is scored over, ascending; the ID test set is scored over all.
+        transfer: test sets with other classes by name, each scored over its own.
     """
 
     name: str
@@ -47,6 +71,8 @@ class FewShotTask:
     text_features: Tensor | None
     logit_scale: float | None
     record: dict[str, Any]
+    label_spaces: dict[str, list[int]] = field(default_factory=dict)
+    transfer: dict[str, Transfer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_sets(self.name, len(self.class_names), self.sets())
@@ -68,6 +94,7 @@ def draw_task(
     short_class: str = "error",
     subset: str = "all",
     shot_list: str | Path | None = None,
+    others: Mapping[str, Dataset] | None = None,
 ) -> FewShotTask:
     """Draws the shots of one seed.
 
@@ -82,9 +109,11 @@ def draw_task(
         short_class: what to do with a class that has fewer training images than shots: "error", or "keep"
             what it has.
         subset: "all", or the "base" or "new" half of the classes (the first ceil(C/2) sorted labels are
-            base). Applied after drawing, to every set; the labels then count from 0.
+            base). Applied after drawing, to every set; the labels then count from 0. With "base" the test
+            images of the other half become the transfer set "new".
         shot_list: a file with another's list of images to use instead of drawing: a `shots.json` of ours, or
             an index file in the format of cross_modal_adaptation.
+        others: datasets, by name, whose test sets become transfer sets (cross-dataset evaluation).
 
     Raises:
         ConfigError: a choice is unknown or the seed is negative.
@@ -110,7 +139,7 @@ def draw_task(
     else:
         train, val = _drawn(dataset, per_class, seed, validation, protocol, short_class)
         how |= {"protocol": protocol, "short_class": short_class}
-    return _assemble(dataset, train, val, how)
+    return _assemble(dataset, train, val, how, others or {})
 
 
 def parse_shots(shots: int | str) -> int:
@@ -175,7 +204,9 @@ def _listed(dataset: Dataset, path: Path, validation: str) -> tuple[AnySet, AnyS
     return dataset.train.subset(train), val, {"file": path.name, "sha256": listing.sha256}
 
 
-def _assemble(dataset: Dataset, shots: AnySet, val: AnySet | None, how: dict[str, Any]) -> FewShotTask:
+def _assemble(
+    dataset: Dataset, shots: AnySet, val: AnySet | None, how: dict[str, Any], others: Mapping[str, Dataset]
+) -> FewShotTask:
     """Applies base-to-new to every set and writes the record."""
     kept = list(range(len(dataset.class_names)))
     if how["subset"] != "all":
@@ -185,12 +216,43 @@ def _assemble(dataset: Dataset, shots: AnySet, val: AnySet | None, how: dict[str
     val = None if val is None else _restricted(val, kept)
     ood = {name: part for name, s in dataset.ood.items() if len(part := _restricted(s, kept))}
     items = list_items(shots, names), [] if val is None else list_items(val, names)
-    spaces = {role: len(occurring_classes(s.labels)) for role, s in {"test": test, **ood}.items()}
+    rules = {name: dataset.spaces.get(name, "occurring") for name in ood}
+    spaces = {name: label_space(rules[name], s.labels, len(names)) for name, s in ood.items()}
     record = {"schema_version": RECORD_VERSION, "dataset": dataset.name, **how, "classes": len(names)}
-    record |= {"label_spaces": spaces, "sha256": fingerprint(*items), "train": items[0], "val": items[1]}
-    text = None if dataset.text_features is None else dataset.text_features[kept]
+    record |= {"label_spaces": {name: {"rule": rules[name], "classes": len(spaces[name])} for name in ood}}
+    transfer = _transfer(dataset, how["subset"], others, ood)
+    if transfer:
+        record["transfer"] = {
+            n: {"images": len(t.test), "classes": len(t.prompts)} for n, t in transfer.items()
+        }
+    record |= {"sha256": fingerprint(*items), "train": items[0], "val": items[1]}
+    text, scale = _of(dataset.text_features, kept), dataset.logit_scale
     prompts = [dataset.prompts[c] for c in kept]
-    return FewShotTask(dataset.name, names, prompts, shots, val, test, ood, text, dataset.logit_scale, record)
+    return FewShotTask(
+        dataset.name, names, prompts, shots, val, test, ood, text, scale, record, spaces, transfer
+    )
+
+
+def _transfer(
+    dataset: Dataset, subset: str, others: Mapping[str, Dataset], ood: Mapping[str, Any]
+) -> dict[str, Transfer]:
+    """The new half where the base half is learnt, and the test sets of other datasets."""
+    found = {n: Transfer(d.class_names, d.prompts, d.test, d.text_features) for n, d in others.items()}
+    if subset == "base":
+        new = base_or_new(dataset.train.labels.tolist(), "new")
+        names, prompts = [dataset.class_names[c] for c in new], [dataset.prompts[c] for c in new]
+        found["new"] = Transfer(
+            names, prompts, _restricted(dataset.test, new), _of(dataset.text_features, new)
+        )
+    if both := sorted({"test", "val", "shots", *ood} & set(found)):
+        raise DataError(
+            f"dataset {dataset.name!r}: {both[0]!r} is the name of an OOD set and of a transfer set"
+        )
+    return found
+
+
+def _of(text_features: Tensor | None, kept: list[int]) -> Tensor | None:
+    return None if text_features is None else text_features[kept]
 
 
 def _restricted(one: AnySet, kept: list[int]) -> AnySet:

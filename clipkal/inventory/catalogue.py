@@ -18,11 +18,13 @@ from clipkal.config import conf_dir
 from clipkal.data.aircraft import is_aircraft
 from clipkal.data.coop import split_file
 from clipkal.data.names import choose
+from clipkal.data.spec import read_spec
 from clipkal.errors import ConfigError, DataError
 from clipkal.inventory.facts import FACTS
 
 EMBEDDED = ("rendered", "digits")
-OWN = ("archive", "folder", "features")  # forms of data that you bring; they need dataset.path
+# forms of data that you bring, whose place you give
+OWN = ("archive", "features", "folder", "huggingface", "table", "torchvision")
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class Entry:
 
     @property
     def brief(self) -> str:
-        """The first clause of `about`, for a table."""
-        return re.split(r"[;:(]|\. ", self.about)[0].strip(" .")
+        """The first clause of `about` without what is in brackets, for a table."""
+        return re.split(r"[;:]|\. ", re.sub(r" \([^)]*\)", "", self.about))[0].strip(" .")
 
     def path(self, root: str | Path) -> Path:
         """Where its folder or file is, as the loader sees it."""
@@ -90,8 +92,7 @@ def missing(one: Entry, root: str | Path) -> list[str]:
     lacking = _lacking_split(path) if config.source == "coop" else []
     known = FACTS.get(one.name)
     places = [path / domain for domain in known.domains] if known and config.get("id_domain") else []
-    for place in config.get("ood") or []:
-        places.append(Path(root).expanduser() / str(place).partition("=")[2])
+    places += read_spec(OmegaConf.merge(config, {"class_names": None}), root).elsewhere.values()
     if isinstance(config.get("class_names"), str):
         places.append(Path(root).expanduser() / config.class_names)
     return lacking + [str(place) for place in places if not place.exists()]

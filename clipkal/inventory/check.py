@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from clipkal.data import Dataset, ImageSet
 from clipkal.data.sets import AnySet, occurring_classes
+from clipkal.data.threads import in_threads
 from clipkal.errors import DataError
 from clipkal.inventory.facts import Facts
 
-CHUNK = 64  # images a thread takes at a time
+CHUNK = 16  # images a thread takes at a time
 Size = tuple[int, int]  # width and height in pixels
 Advance = Callable[[int], None]
 
@@ -108,16 +108,13 @@ def decode_all(report: SetReport, images: ImageSet, workers: int | None, advance
         return sizes, broken
 
     report.decoded = 0
-    pool = ThreadPoolExecutor(max_workers=workers or os.cpu_count() or 1)
-    try:
-        for sizes, broken in pool.map(one_chunk, range(0, len(images), CHUNK)):
-            report.decoded += len(sizes)
-            report.broken += broken
-            report.smallest = min(filter(None, (report.smallest, *sizes)), key=_pixels, default=None)
-            report.largest = max(filter(None, (report.largest, *sizes)), key=_pixels, default=None)
-            advance(len(sizes) + len(broken))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    threads = workers or os.cpu_count() or 1
+    for sizes, broken in in_threads(one_chunk, range(0, len(images), CHUNK), threads, ahead=2 * threads):
+        report.decoded += len(sizes)
+        report.broken += broken
+        report.smallest = min(filter(None, (report.smallest, *sizes)), key=_pixels, default=None)
+        report.largest = max(filter(None, (report.largest, *sizes)), key=_pixels, default=None)
+        advance(len(sizes) + len(broken))
 
 
 def _pixels(size: Size) -> int:

@@ -36,6 +36,7 @@ EXAMPLES = """examples:
   clipkal-data preview rendered --out rendered.png      # a picture of shots, test and OOD images
 
 exit status: 0 when all is well, 2 when something is to be mended (one line each on standard error)"""
+STATES = ("embedded", "there", "incomplete", "yours", "absent")  # in the order of the list
 NAME_HELP = "a dataset of `clipkal-data list`"
 SETTING_HELP = "any setting of a run, such as dataset.path=/my/images"
 
@@ -166,8 +167,8 @@ def list_datasets(options: argparse.Namespace) -> None:
         table.add_column(title, justify="left" if title in ("dataset", "state") else "right", no_wrap=True)
     table.add_column("what it is")
     incomplete = []
-    for one in catalogue.entries():
-        state, lacking = _state(one, root)
+    found = [(one, *_state(one, root)) for one in catalogue.entries()]
+    for one, state, lacking in sorted(found, key=lambda row: (STATES.index(row[1]), row[0].name)):
         incomplete += [f"{one.name}: {lacking[0]}"] if state == "incomplete" else []
         style = {"embedded": "green", "there": "green", "incomplete": "yellow"}.get(state, "dim")
         cells = _counts(one, FACTS.get(one.name))
@@ -202,9 +203,8 @@ def _counts(one: "Entry", facts: Facts | None) -> list[str]:
     own = " / ".join("–" if count is None else f"{count:,}" for count in by_split)
     if not known:
         own = f"{facts.domains[one.config.id_domain]:,}"
-    own_domain = one.config.get("id_domain")
-    named = {str(place).partition("=")[0] for place in one.config.get("ood") or []}
-    shifts = named or (set(facts.domains) - {own_domain} if own_domain else set())
+    listed = one.config.get("ood")
+    shifts = set(facts.domains) - {one.config.get("id_domain")} if listed is None else set(listed)
     ood = sum(count for name, count in facts.domains.items() if name in shifts)
     return [f"{facts.classes:,}", own, f"{ood:,}" if ood else ""]
 
@@ -243,21 +243,26 @@ def check_dataset(options: argparse.Namespace) -> None:
         console.file.flush()
         _problems(report.problems, about)
     known = " and as many images as are known" if facts else ""
-    done = "not decoded" if options.no_decode or not total else f"all {total:,} decoded"
+    done = f"all {total:,} decoded" if total else "not decoded" if options.no_decode else "no image to decode"
     console.print(
-        f"{report.name} is whole: {report.classes} classes{known}, {done}", style="green", highlight=False
+        f"{report.name} is whole: {report.classes} classes{known}, {done}",
+        style="green",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
 def _sets_table(sets: "Sequence[SetReport]") -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("set", no_wrap=True)
-    for title in ("images", "classes", "decoded", "smallest", "largest"):
+    seen = any(one.decoded is not None for one in sets)
+    for title in ("images", "classes", *(("decoded", "smallest", "largest") if seen else ())):
         table.add_column(title, justify="right", no_wrap=True)
     for one in sets:
         decoded = "on the fly" if "@" in one.role else "–" if one.decoded is None else f"{one.decoded:,}"
         sizes = ["–" if size is None else f"{size[0]} × {size[1]}" for size in (one.smallest, one.largest)]
-        table.add_row(escape(one.role), f"{one.images:,}", str(one.classes), decoded, *sizes)
+        cells = [escape(one.role), f"{one.images:,}", str(one.classes), decoded, *sizes]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 

@@ -1,7 +1,7 @@
 """How many classes and images each public dataset has, to compare with what is on disk.
 
 Counts of CoOp's datasets are those of its split files and of its paper; of the domain sets those of the
-public copies that DomainBed uses.
+public copies that DomainBed uses; of iWildCam and FMoW those of the WILDS paper.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ _IMAGENET_SHIFTS = {
     "imagenet_sketch": 50_889,
     "imagenet_a": 7_500,
     "imagenet_r": 30_000,
+    "objectnet": 18_574,  # in the 113 classes that ImageNet has too
 }
 
 FACTS: dict[str, Facts] = {
@@ -53,6 +54,14 @@ FACTS: dict[str, Facts] = {
     "dtd": _coop(47, 2_820, 1_128, 1_692),
     "eurosat": _coop(10, 13_500, 5_400, 8_100),
     "ucf101": _coop(101, 7_639, 1_898, 3_783),
+    "cifar10": Facts(10, {"train+val": 50_000, "test": 10_000}, {"cifar10_1": 2_000}),
+    "cifar100": Facts(100, {"train+val": 50_000, "test": 10_000}),
+    "iwildcam": Facts(
+        182, {"train": 129_809, "val": 7_314, "test": 8_154}, {"ood_val": 14_961, "ood_test": 42_791}
+    ),
+    "fmow": Facts(
+        62, {"train": 76_863, "val": 11_483, "test": 11_327}, {"ood_val": 19_915, "ood_test": 22_108}
+    ),
     "pacs": Facts(7, domains={"photo": 1_670, "art_painting": 2_048, "cartoon": 2_344, "sketch": 3_929}),
     "office_home": Facts(65, domains={"Real World": 4_357, "Art": 2_427, "Clipart": 4_365, "Product": 4_439}),
     "office_caltech10": Facts(10, domains={"amazon": 958, "caltech": 1_123, "dslr": 157, "webcam": 295}),

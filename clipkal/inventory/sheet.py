@@ -20,6 +20,7 @@ from clipkal.errors import DataError
 
 INK, MUTED, RULE, PAPER, CELL, BROKEN = "#1f2430", "#6b7280", "#d8dce3", "#ffffff", "#f3f4f6", "#f6c9b8"
 SIDE, GAP, GROUP_GAP, MARGIN, LABEL = 84, 4, 18, 20, 150
+HEAD = MARGIN + 118  # title, ID or OOD, names of the sets in at most two lines, and how many images they have
 MANY = 4  # with more OOD sets than this, each shows one image a class instead of two
 
 
@@ -28,6 +29,7 @@ class Group:
     """Columns of the sheet: for each label shown, the positions of its samples in the set."""
 
     title: str
+    ood: bool
     images: ImageSet
     columns: int
     samples: dict[int, list[int]]
@@ -49,10 +51,10 @@ def contact_sheet(task: FewShotTask, rows: int = 12, shots: int = 4) -> tuple[Im
     """
     labels = spread(len(task.class_names), rows)
     stream = random.Random(task.record["seed"])
-    groups = [_group(task.name, "shots", task.shots, labels, shots, None)]
-    groups.append(_group(task.name, "test", task.test, labels, 1, stream))
+    groups = [_group(task.name, "shots", False, task.shots, labels, shots, None)]
+    groups.append(_group(task.name, "test", False, task.test, labels, 1, stream))
     each = 1 if len(task.ood) > MANY else 2
-    groups += [_group(task.name, name, one, labels, each, stream) for name, one in task.ood.items()]
+    groups += [_group(task.name, name, True, one, labels, each, stream) for name, one in task.ood.items()]
     return _draw(task, labels, groups)
 
 
@@ -64,7 +66,13 @@ def spread(classes: int, rows: int) -> list[int]:
 
 
 def _group(
-    owner: str, title: str, one: object, labels: list[int], columns: int, stream: random.Random | None
+    owner: str,
+    title: str,
+    ood: bool,
+    one: object,
+    labels: list[int],
+    columns: int,
+    stream: random.Random | None,
 ) -> Group:
     """Samples of a set; the first ones of each class where there is no stream."""
     if not isinstance(one, ImageSet):
@@ -77,30 +85,31 @@ def _group(
         label: found[:columns] if stream is None else stream.sample(found, min(columns, len(found)))
         for label, found in places.items()
     }
-    return Group(title, one, max(1, *map(len, samples.values())), samples)
+    return Group(title, ood, one, max(1, *map(len, samples.values())), samples)
 
 
 def _draw(task: FewShotTask, labels: list[int], groups: Sequence[Group]) -> tuple[Image.Image, list[str]]:
-    head = MARGIN + 30 + 40
     widths = [g.columns * (SIDE + GAP) - GAP for g in groups]
     width = MARGIN + LABEL + sum(w + GROUP_GAP for w in widths) - GROUP_GAP + MARGIN
-    sheet = Image.new("RGB", (width, head + len(labels) * (SIDE + GAP) + MARGIN + 20), PAPER)
+    sheet = Image.new("RGB", (width, HEAD + len(labels) * (SIDE + GAP) + MARGIN + 20), PAPER)
     pen = ImageDraw.Draw(sheet)
     title = spoken(task.name)
     pen.text((MARGIN, MARGIN), title, INK, _font(17, bold=True))
     after = MARGIN + max(LABEL, int(_font(17, bold=True).getlength(title)) + GROUP_GAP)
     pen.text((after, MARGIN + 3), _subtitle(task), MUTED, _font(13))
     for row, label in enumerate(labels):
-        y = head + row * (SIDE + GAP)
+        y = HEAD + row * (SIDE + GAP)
         lines = wrapped(spoken(task.class_names[label]), LABEL - 12, _font(13), 4)
         _text(pen, MARGIN, y + (SIDE - 16 * len(lines)) // 2, lines, INK, _font(13))
     broken: list[str] = []
     x = MARGIN + LABEL
+    _spans(pen, x, groups, widths)
     for group, group_width in zip(groups, widths, strict=True):
         lines = wrapped(spoken(group.title), group_width, _font(12, bold=True), 2)
-        _text(pen, x, head - 6 - 16 * len(lines), lines, INK, _font(12, bold=True))
+        _text(pen, x, HEAD - 22 - 16 * len(lines), lines, INK, _font(12, bold=True))
+        pen.text((x, HEAD - 21), f"{len(group.images):,}", MUTED, _font(11))
         for row, label in enumerate(labels):
-            y = head + row * (SIDE + GAP)
+            y = HEAD + row * (SIDE + GAP)
             for column in range(group.columns):
                 corner = (x + column * (SIDE + GAP), y)
                 if column < len(group.samples[label]):
@@ -108,9 +117,20 @@ def _draw(task: FewShotTask, labels: list[int], groups: Sequence[Group]) -> tupl
                 else:
                     _nothing(pen, corner)
         x += group_width + GROUP_GAP
-    shown = f"{len(labels)} of {len(task.class_names)} classes shown"
+    shown = f"{len(labels)} of {len(task.class_names)} classes; under each set the number of its images"
     pen.text((MARGIN, sheet.height - MARGIN - 12), shown, MUTED, _font(11))
     return sheet, broken
+
+
+def _spans(pen: ImageDraw.ImageDraw, x: int, groups: Sequence[Group], widths: Sequence[int]) -> None:
+    """A line over the sets in distribution, and one over those out of it."""
+    for ood, words in ((False, "in distribution"), (True, "out of distribution")):
+        mine = [w for group, w in zip(groups, widths, strict=True) if group.ood == ood]
+        if mine:
+            width = sum(mine) + GROUP_GAP * (len(mine) - 1)
+            pen.text((x, MARGIN + 36), _cut(words, width, _font(12)), MUTED, _font(12))
+            pen.line((x, MARGIN + 54, x + width - 1, MARGIN + 54), RULE, 2)
+            x += width + GROUP_GAP
 
 
 def _subtitle(task: FewShotTask) -> str:

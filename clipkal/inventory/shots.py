@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from clipkal.config.schema import DatasetConfig
 from clipkal.data import Dataset, FewShotTask, draw_task, load_dataset
+from clipkal.errors import ConfigError
+from clipkal.inventory.catalogue import entry
 
 
 def draw(cfg: DictConfig, dataset: Dataset | None = None) -> FewShotTask:
@@ -29,7 +33,26 @@ def draw(cfg: DictConfig, dataset: Dataset | None = None) -> FewShotTask:
         short_class=how.short_class,
         subset=how.subset,
         shot_list=how.shot_list,
+        others=others(cfg),
     )
+
+
+def others(cfg: DictConfig) -> dict[str, Dataset]:
+    """The datasets of `fewshot.transfer`, by the name of their option, or of their file where it gives a path.
+
+    Each is its option in conf/dataset without OOD sets; what the run says of its own dataset is not theirs,
+    but for `download`.
+    """
+    found: dict[str, Dataset] = {}
+    for listed in cfg.fewshot.transfer:
+        option, _, path = listed.partition(":")
+        name = Path(path).stem or option
+        if name in found:
+            raise ConfigError(f"fewshot.transfer lists {name!r} twice")
+        changes = {"ood": [], "download": cfg.dataset.download} | ({"path": path} if path else {})
+        described = OmegaConf.merge(OmegaConf.structured(DatasetConfig), entry(option).config, changes)
+        found[name] = load_dataset(described, cfg.data.root)
+    return found
 
 
 def shot_list(task: FewShotTask) -> str:

@@ -1,11 +1,10 @@
 """What every optimiser of this package looks like: one call, one batch, one honest report.
 
-A first-order optimiser only needs gradients; a Kalman filter or a natural gradient needs the model, the
-inputs
-and the targets. `BatchOptimizer` is the smallest common shape, `step(inputs, targets) -> StepInfo`, on top of
-`torch.optim.Optimizer` (so parameter groups, state dicts and step hooks work as everyone expects).
-`FirstOrder`
-gives any `torch.optim` optimiser that shape.
+A first-order optimiser only needs gradients; a Kalman filter or a natural gradient needs the model, the inputs and
+the targets. `BatchOptimizer` is the smallest common shape, `step(inputs, targets) -> StepInfo`, on top of
+`torch.optim.Optimizer` (so parameter groups, state dicts and step hooks work as everyone expects). `FirstOrder` gives
+any `torch.optim` optimiser that shape. Where `torch.distributed` is initialised each process gives its own share of
+the batch (distributed.py).
 """
 
 import math
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from clipkal.optim.distributed import Group, all_reduce_mean, anywhere, broadcast, world_size
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -81,13 +82,12 @@ class FirstOrder(BatchOptimizer):
     Args:
         model: the module `optimizer` was built on.
         optimizer: any `torch.optim.Optimizer` over the model's parameters. Its parameter groups and state
-        *are*
-            this object's, so learning-rate schedulers may be attached to either.
+            *are* this object's, so learning-rate schedulers may be attached to either.
         loss: mean loss of (logits, targets); cross-entropy unless told.
         closure: hand the optimiser a closure that evaluates the loss and its gradient again (SAM, LBFGS). The
             gradient at the current point is in `.grad` before the call, as SAM wants it. If a later
-            evaluation is
-            not finite, the parameters are put back.
+            evaluation is not finite, the parameters are put back.
+        group: the processes that share each batch; None: all. They start from the first one's parameters.
 
     Cost: one forward and one backward pass, and what the optimiser adds.
     """
@@ -98,16 +98,18 @@ class FirstOrder(BatchOptimizer):
         optimizer: torch.optim.Optimizer,
         loss: Loss = F.cross_entropy,
         closure: bool = False,
+        group: Group | None = None,
     ):
         super().__init__(model)
-        self.optimizer, self.loss, self.closure = optimizer, loss, closure
+        self.optimizer, self.loss, self.closure, self.group = optimizer, loss, closure, group
+        broadcast(trainable_parameters(model).values(), group)
         self._adopt()
 
     def _adopt(self) -> None:
         self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
 
     def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
-        check_finite(inputs, "inputs")
+        check_finite_everywhere(inputs, "inputs", self.group)
         value = self._evaluate(inputs, targets)
         if self.closure:
             self._closure_step(inputs, targets)
@@ -116,16 +118,19 @@ class FirstOrder(BatchOptimizer):
         return StepInfo(loss=value)
 
     def _evaluate(self, inputs: Tensor, targets: Tensor) -> float:
-        """Loss at the current parameters; leaves its gradient in `.grad`."""
+        """Loss of the whole batch at the current parameters; leaves its gradient in `.grad`."""
         self.optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             loss = self.loss(self.model(inputs), targets)
-        check_finite(loss, "loss")
+        value = loss.detach().clone()
+        all_reduce_mean([value], len(inputs), self.group)
+        check_finite(value, "loss")
         loss.backward()
-        for name, parameter in trainable_parameters(self.model).items():
-            if parameter.grad is not None:
-                check_finite(parameter.grad, f"gradient of {name}")
-        return float(loss.detach())
+        gradients = {n: p.grad for n, p in trainable_parameters(self.model).items() if p.grad is not None}
+        all_reduce_mean(gradients.values(), len(inputs), self.group)
+        for name, gradient in gradients.items():
+            check_finite(gradient, f"gradient of {name}")
+        return float(value)
 
     def _closure_step(self, inputs: Tensor, targets: Tensor) -> None:
         parameters = list(trainable_parameters(self.model).values())
@@ -157,3 +162,11 @@ def check_finite(value: Tensor, what: str) -> None:
     if value.is_floating_point() and not math.isfinite(value.sum()) and not torch.isfinite(value).all():
         bad = int((~torch.isfinite(value)).sum())
         raise FloatingPointError(f"{what}: {bad} of {value.numel()} values are not finite; step refused")
+
+
+def check_finite_everywhere(value: Tensor, what: str, group: Group | None = None) -> None:
+    """`check_finite` of the value each process has: all of them raise if one does."""
+    if world_size(group) == 1:
+        check_finite(value, what)
+    elif anywhere(not bool(torch.isfinite(value).all()), value.device, group):
+        raise FloatingPointError(f"{what} of some process are not finite; step refused")

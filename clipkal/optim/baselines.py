@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from clipkal.errors import ConfigError
 from clipkal.optim.base import BatchOptimizer, FirstOrder, Loss, check_finite, trainable_parameters
+from clipkal.optim.distributed import world_size
 from clipkal.optim.kfac import KFAC
 from clipkal.optim.sdpa import twice_differentiable
 
@@ -110,9 +111,12 @@ class HutchinsonFirstOrder(FirstOrder):
 
     On those steps `.grad` carries its graph; pytorch_optimizer then forms z ∘ ∇²ℓ z itself. z comes from
     torch's global random generator, which a checkpoint has to keep. On all other steps it is `FirstOrder`.
+    The library does not average z ∘ ∇²ℓ z over processes: data-parallel runs are refused (ValueError).
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss = F.cross_entropy):
+        if world_size() > 1:
+            raise ValueError("Hutchinson's estimate is not averaged over processes: use one process")
         super().__init__(model, optimizer, loss)
 
     def _evaluate(self, inputs: Tensor, targets: Tensor) -> float:

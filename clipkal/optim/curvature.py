@@ -1,13 +1,15 @@
 """Running Kronecker factors of every layer, their damped inverses, and the natural direction they give.
 
-    solver "newton":   δ = Γ̃⁻¹ G Λ̃⁻¹,   Λ̃ = Λ + π √λ I,   Γ̃ = Γ + (√λ / π) I
+    solver "cholesky":
+       and "newton":   δ = Γ̃⁻¹ G Λ̃⁻¹,   Λ̃ = Λ + π √λ I,   Γ̃ = Γ + (√λ / π) I
     solver "eigen":    δ = V [(Vᵀ G U) / (v uᵀ + λ)] Uᵀ,   Λ = U diag(u) Uᵀ,   Γ = V diag(v) Vᵀ
     in no layer:       δ = g / (h + λ),   h the running diagonal of the Fisher matrix
 
 for a layer with gradient matrix G [p, q], and π² = (tr Λ / q) / (tr Γ / p). "eigen" is exactly (Λ ⊗ Γ + λ I)⁻¹
 and lets λ change at every step; it needs two symmetric eigendecompositions a refresh (with LAPACK on a CPU
-cheaper than Newton's steps, on a GPU dearer). "newton" needs products only, warm-started from the last inverses
-(`optim/newton.py`); its λ is that of the last refresh, and since
+cheaper than Newton's steps, on a GPU dearer). The other two invert the same damped factors of [n, n]: "cholesky"
+(the default) in n³ multiply-adds, "newton" by products only, three warm-started steps of 2 n³ from the last inverses
+(`optim/newton.py`), which is the paper's way and made for accelerators. Their λ is that of the last refresh, and since
 
     Λ̃ ⊗ Γ̃ = Λ ⊗ Γ + λ I + √λ (π I ⊗ Γ + Λ ⊗ I / π)
 
@@ -27,12 +29,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clipkal.optim.kronecker_factors import Factors, Layer, averaged
+from clipkal.optim.kronecker_factors import Factors, averaged
+from clipkal.optim.layers import Layer
 from clipkal.optim.newton import newton_inverse
 
 NEWTON_BATCH = 2**22  # entries of one batch of factors: bounds the iteration's memory to about 8 × 16 MiB
 
-Solver = Literal["newton", "eigen"]
+Solver = Literal["cholesky", "newton", "eigen"]
 Values = dict[nn.Parameter, Tensor]
 
 
@@ -86,6 +89,14 @@ class Curvature:
             past, seen = diagonal.get(name, (h, 0))
             diagonal[name] = past.lerp(h, max(1 / (seen + 1), 1 - ema)), seen + 1
         return replace(self, blocks=blocks, diagonals=diagonal)
+
+    def factorised(self) -> "Curvature":
+        """Damped inverses by Cholesky factors. FloatingPointError where a damped factor is not positive definite."""
+        blocks = {}
+        for name, block in self.blocks.items():
+            inverses = {side: _inverse(A) for side, A in damped(block.factors, self.damping).items()}
+            blocks[name] = replace(block, solution=inverses)
+        return replace(self, blocks=blocks)
 
     def inverted(self, steps: int, tolerance: float) -> tuple["Curvature", float]:
         """Damped inverses by Newton, and the largest residual ‖I − A X‖.
@@ -172,6 +183,16 @@ class Curvature:
         }
         diagonals = {name: (h.to(devices[name]), seen) for name, (h, seen) in state["diagonals"].items()}
         return Curvature(blocks, diagonals, state["damping"])
+
+
+def _inverse(A: Tensor) -> Tensor:
+    """A⁻¹ of a symmetric positive definite A, in float64 if float32 does not do."""
+    L, info = torch.linalg.cholesky_ex(A)
+    if int(info):
+        L, info = torch.linalg.cholesky_ex(A.double())
+    if int(info):
+        raise FloatingPointError("a damped Kronecker factor is not positive definite: raise the damping")
+    return torch.cholesky_inverse(L).to(A.dtype)
 
 
 def damped(factors: Factors, damping: float) -> dict[str, Tensor]:

@@ -101,3 +101,19 @@ def _moment(alpha: Tensor, inverse: Tensor, weights: Tensor) -> tuple[Tensor, in
     seen = weights > 0
     parts = (alpha[:, :, None] * alpha[:, None, :] + posterior)[seen] / weights[seen][:, None, None]
     return parts.sum(0), int(seen.sum())
+
+
+def mean_moment(innovations: list[Innovation]) -> Tensor | None:
+    """What ResidualNoise wants, averaged over the images of all blocks; None if no image was seen, or none is wanted."""
+    moments = [i.moment for i in innovations if i.moment is not None]
+    count = sum(i.count for i in innovations)
+    return torch.stack(moments).sum(0) / count if count else None
+
+
+def summarise(innovations: list[Innovation], weigher: Weigher) -> tuple[float, dict[str, float]]:
+    """The log evidence of all blocks, and the mean d²/dof and gate weight of their images."""
+    metrics = {"mahalanobis": float(torch.cat([i.mahalanobis for i in innovations]).mean())}
+    if weigher.gate.active:
+        weights = torch.cat([i.weights for i in innovations]) / weigher.power
+        metrics["gate_weight"] = float(weights.mean())
+    return float(torch.stack([i.log_evidence for i in innovations]).sum()), metrics

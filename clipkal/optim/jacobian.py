@@ -1,10 +1,9 @@
 """The Jacobian J = ∂logits/∂θ of a batch, by the cheapest exact route; it is only ever asked for as products.
 
 * `BilinearRoute`: models whose logits are affine in one weight matrix. Two small factors, never formed.
+* `HookRoute` (hooks.py): models whose trainable parameters are those of linear layers, LoRA factors for one.
 * `FunctionalRoute`: any module, by `torch.func` vmap(vjp) in chunks. Also the oracle in the tests.
-A further route (hooks: activations × output gradients, for Linear layers and LoRA factors inside a tower)
-has to offer `linearise(inputs) -> Jacobian` with `rows`, and a line in `make_route`; nothing else knows how
-rows are made.
+`make_route` (routes.py) takes the cheapest that fits; nothing else knows how rows are made.
 """
 
 from abc import ABC, abstractmethod
@@ -204,20 +203,3 @@ class FunctionalRoute(JacobianRoute):
     def linearise(self, inputs: Tensor) -> FunctionalJacobian:
         plain = getattr(self.model, "_orig_mod", self.model)  # torch.func does not go through torch.compile
         return FunctionalJacobian(self.model(inputs), inputs, plain, self.vector, self.memory)
-
-
-def make_route(
-    model: nn.Module, vector: ParameterVector, route: str = "auto", memory: int = 1 << 28
-) -> JacobianRoute:
-    """The route called `bilinear` or `func`, or the cheapest that fits (`auto`)."""
-    if route == "auto":
-        route = "bilinear" if BilinearRoute.fits(model, vector) else "func"
-    if route == "bilinear":
-        if not BilinearRoute.fits(model, vector):
-            raise ValueError(
-                "the bilinear route needs a BilinearModel that trains only weight (and log_scale)"
-            )
-        return BilinearRoute(model, vector)
-    if route == "func":
-        return FunctionalRoute(model, vector, memory)
-    raise ValueError(f"unknown route {route!r}; one of auto, bilinear, func")

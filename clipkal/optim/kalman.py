@@ -8,33 +8,33 @@ gradient (arXiv 1703.00209): no Fisher matrix is inverted and there is no learni
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite
+from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, check_finite_everywhere
+from clipkal.optim.checks import check_batch, check_settings
 from clipkal.optim.covariance import Covariance, make_covariance
+from clipkal.optim.distributed import Group, broadcast, world_size
 from clipkal.optim.gates import Gate, make_gate
-from clipkal.optim.innovation import Innovation, Weigher
-from clipkal.optim.jacobian import FunctionalRoute, Jacobian, make_route
+from clipkal.optim.gathering import DistributedRoute
+from clipkal.optim.innovation import Innovation, Weigher, mean_moment, summarise
+from clipkal.optim.jacobian import BilinearRoute, Jacobian
 from clipkal.optim.measurement import Measurement
 from clipkal.optim.noise import Noise, make_noise
-from clipkal.optim.observation import (
-    Gaussian,
-    Observation,
-    make_observation,
-)
-from clipkal.optim.prior import PRIORS, prior_variances, ratio_prior
+from clipkal.optim.observation import Gaussian, Observation, make_observation
+from clipkal.optim.posterior import LinearisedPosterior
+from clipkal.optim.prior import PRIORS, prior_variances, ratio_prior, unit_temperature
+from clipkal.optim.routes import make_route
 from clipkal.optim.vector import ParameterVector
 
 # Outputs taken jointly by block="auto": where the two costs of a block, its GEMMs and its passes over P, balance.
 LARGEST_SOLVE = 128
 
 
-class KalmanFilter(BatchOptimizer):
+class KalmanFilter(LinearisedPosterior, BatchOptimizer):
     """An extended Kalman filter whose state is the model's trainable parameters.
 
     Args:
@@ -42,7 +42,7 @@ class KalmanFilter(BatchOptimizer):
             (jacobian.py) take the analytic route.
         observation: categorical | softmax | cosine | logits | probs | gaussian, or an Observation.
         noise: model | fixed | residual | residual_diagonal | residual_full, or a Noise; None: the observation's.
-        covariance: diagonal | lowrank | kronecker | dense, or a Covariance.
+        covariance: diagonal | subspace | lowrank | kronecker | dense, or a Covariance.
         gate: none | mahalanobis_hard | mahalanobis_soft | imq, or a Gate.
         prior: the variance p₀ of P₀ = p₀ I, or "ratio": p₀ such that on the first batch the mean over images and
             outputs of diag(H P₀ Hᵀ)/R₀ is `ratio` (None: the observation's default). For the categorical
@@ -59,7 +59,11 @@ class KalmanFilter(BatchOptimizer):
         block: how many images are taken jointly. 1: one after the other, each linearised at the newest θ; None:
             the whole batch in one joint update; "auto": as many as keep a block cheap, at most 8 (64 for one
             scalar an image off the analytic route). Only the joint form is invariant to the batch's order.
-        route: auto | bilinear | func. memory: bytes that Jacobian rows may take.
+        temperature: T of the draws, from N(θ̄, T P); "unit": the T ≤ 1 at which the prior's draws of the logits have
+            unit variance on the first batch (prior.py says why).
+        route: auto | bilinear | hooks | func. memory: bytes that Jacobian rows may take.
+        group: the processes that share each batch where `torch.distributed` is initialised (distributed.py);
+            None: all of them. They start from the first one's parameters.
 
     The step is refused (FloatingPointError) and all is put back if anything is not finite.
     """
@@ -83,18 +87,24 @@ class KalmanFilter(BatchOptimizer):
         epochs: int = 1,
         epochs_as: Literal["tempered", "optimiser"] = "tempered",
         block: int | Literal["auto"] | None = "auto",
+        temperature: float | Literal["unit"] = 1.0,
         route: str = "auto",
         memory: int = 1 << 28,
+        group: Group | None = None,
     ):
+        check_settings(prior, ratio, process_noise, fading, rho, epochs, epochs_as, block, temperature)
         super().__init__(model)
-        _check_settings(prior, ratio, process_noise, fading, rho, epochs, epochs_as, block)
         self.plain_model = getattr(model, "_orig_mod", model)  # without torch.compile's wrapper
         self.vector = ParameterVector(self.plain_model)
         self.observation = make_observation(observation)
         self.noise = self.observation.default_noise() if noise is None else make_noise(noise)
         self.observation.check(self.noise, "log_scale" in self.vector.names)
         self.covariance = make_covariance(covariance)
-        self.route = make_route(model, self.vector, route, memory)
+        self.route = self.batches = make_route(model, self.vector, route, memory)
+        self.group = group
+        if world_size(group) > 1:
+            broadcast(self.vector.parameters.values(), group)
+            self.batches = DistributedRoute(self.route, self.vector, group)
         power = 1 / epochs if epochs_as == "tempered" else 1.0
         self.weigher = Weigher(make_gate(gate), power, self.noise.adaptive)
         self.prior, self.priors = prior, {**PRIORS, **(priors or {})}
@@ -103,6 +113,8 @@ class KalmanFilter(BatchOptimizer):
         self.rho, self.warmup, self.store_regularisation = rho, warmup, store_regularisation
         self.rho_scale = 1.0 if rho_as == "absolute" else 0.0  # 0: to be set by the first batch
         self.block, self.memory = block, memory
+        self.unit_draws = temperature == "unit"
+        self.temperature = 1.0 if temperature == "unit" else float(temperature)
         self.steps = 0
         self.prior_variance: float | None = None
 
@@ -111,9 +123,11 @@ class KalmanFilter(BatchOptimizer):
     @torch.no_grad()
     def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
         """Conditions on a batch; see the class. log_evidence sums the blocks', each given those before it."""
-        check_finite(inputs, "inputs")
-        jacobian = self.route.linearise(inputs)
-        self._check_batch(jacobian.logits, targets)
+        check_finite_everywhere(inputs, "inputs", self.group)
+        if isinstance(self.batches, DistributedRoute):
+            targets = self.batches.deal(inputs, targets)
+        jacobian = self.batches.linearise(inputs)
+        check_batch(jacobian.logits, targets, isinstance(self.observation, Gaussian))
         with self._exact():
             first = self.prior_variance is None
             if first and not self._initialise(jacobian, targets):
@@ -131,21 +145,25 @@ class KalmanFilter(BatchOptimizer):
         measurement = self._measure(jacobian.logits, targets)
         loss = self._loss(jacobian.logits, targets, measurement)
         size = self._block_size(jacobian.logits, targets)
-        several = size < len(inputs)
-        undo = self._undo() if several or self._moves_p_first or self.noise.adaptive else None
+        several = size < len(targets)
+        moves_first = self._moves_p_first or self.covariance.grows
+        undo = self._undo() if several or moves_first or self.noise.adaptive else None
         try:
+            prepared = self.covariance.prepare(jacobian)
             shrinkage = self._predict(jacobian, measurement)
             innovations = []
-            for images in _blocks(len(inputs), size):
+            for images in _blocks(len(targets), size):
+                now = prepared
                 if several:
-                    jacobian_now = self._relinearise(jacobian, inputs, images)
-                    measurement = self._measure(jacobian_now.logits, targets[images])
-                else:
-                    jacobian_now = jacobian
-                innovations.append(self.covariance.update(jacobian_now, measurement, self.weigher))
+                    now = self._relinearise(jacobian, prepared, inputs, images)
+                    measurement = self._measure(now.logits, targets[images])
+                innovations.append(self.covariance.update(now, measurement, self.weigher))
+            self.covariance.settle()
             if shrinkage and not self.store_regularisation:
                 self.covariance.unshrink(shrinkage)
-            self._update_noise(innovations)
+            moment = mean_moment(innovations)
+            if moment is not None:
+                self.noise.update(moment)
         except FloatingPointError:
             if undo is not None:
                 undo()
@@ -185,14 +203,6 @@ class KalmanFilter(BatchOptimizer):
             self.covariance.shrink(shrinkage)
         return shrinkage
 
-    def _update_noise(self, innovations: list[Innovation]) -> None:
-        if not self.noise.adaptive:
-            return
-        moments = [i.moment for i in innovations if i.moment is not None]
-        count = sum(i.count for i in innovations)
-        if count:
-            self.noise.update(torch.stack(moments).sum(0) / count)
-
     def _initialise(self, jacobian: Jacobian, targets: Tensor) -> bool:
         """R₀ and P₀ from the first batch; False if its Jacobian is zero and "ratio" has nothing to go by."""
         logits = jacobian.logits
@@ -208,51 +218,20 @@ class KalmanFilter(BatchOptimizer):
             return False
         self.covariance.allocate(self.vector, prior_variances(self.vector, p0, self.priors))
         self.prior_variance = p0
+        if self.unit_draws:
+            self.temperature = unit_temperature(jacobian, p0, frozenset(self.priors))
         return True
-
-    # The posterior
-
-    @torch.no_grad()
-    def logit_samples(self, inputs: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n draws [n, B, C] of the logits under θ ~ N(θ̄, P), joint over classes.
-
-        Bilinear models with a covariance that knows how: the logits are drawn directly, images
-        independently, a trainable log_scale linearised. Otherwise θ is drawn and the model called n times:
-        joint over images too.
-        """
-        self._check_started()
-        jacobian = self.route.linearise(inputs)
-        with self._exact():
-            noise = self.covariance.logit_noise(jacobian, n, generator)
-        if noise is not None:
-            return jacobian.logits + noise
-        return torch.stack([self._logits_at(theta, inputs) for theta in self._draws(n, generator)])
-
-    @torch.no_grad()
-    def logit_covariance(self, inputs: Tensor) -> Tensor:
-        """Linearised covariance of the logits J P Jᵀ of each image, [B, C, C] float64."""
-        self._check_started()
-        jacobian = self.route.linearise(inputs)
-        with self._exact():
-            return self.covariance.logit_covariance(jacobian)
-
-    def _draws(self, n: int, generator: torch.Generator | None) -> Iterator[Tensor]:
-        mean = self.vector.gather()
-        chunk = max(1, self.memory // (mean.element_size() * self.vector.size))
-        for start in range(0, n, chunk):
-            for deviation in self.covariance.sample(min(chunk, n - start), generator):
-                yield mean + deviation.to(mean.dtype)
-
-    def _logits_at(self, theta: Tensor, inputs: Tensor) -> Tensor:
-        return functional_call(self.plain_model, self.vector.unflatten(theta), (inputs,))
 
     # Pieces
 
-    def _relinearise(self, whole: Jacobian, inputs: Tensor, images: slice) -> Jacobian:
-        with torch.autocast(self.vector.device.type, enabled=self._autocast):
-            jacobian = self.route.relinearise(whole, inputs, images)
-        check_finite(jacobian.logits, "logits")
-        return jacobian
+    def _relinearise(self, whole: Jacobian, prepared: Jacobian, inputs: Tensor, images: slice) -> Jacobian:
+        known = self.covariance.relinearise(prepared, images)
+        if known is None:
+            with torch.autocast(self.vector.device.type, enabled=self._autocast):
+                jacobian = self.batches.relinearise(whole, inputs, images)
+            known = self.covariance.prepare(jacobian)
+        check_finite(known.logits, "logits")
+        return known
 
     def _exact(self) -> torch.autocast:
         """No autocast for the filter's own algebra; the model's forward passes keep the caller's."""
@@ -279,35 +258,13 @@ class KalmanFilter(BatchOptimizer):
         if self.block != "auto" or images == 1:
             return images if self.block == "auto" else self.block or images
         m = self.observation.width(logits, targets)
-        if not isinstance(self.route, FunctionalRoute):
+        if isinstance(self.route, BilinearRoute):
             return min(images, max(1, min(8, LARGEST_SOLVE // m)))
         rows = max(1, self.memory // (m * self.vector.size * self.vector.dtype.itemsize))
         return min(images, rows, 64 if m == 1 else max(1, min(8, LARGEST_SOLVE // m)))
 
-    def _check_batch(self, logits: Tensor, targets: Tensor) -> None:
-        check_finite(logits, "logits")
-        if logits.ndim != 2 or len(logits) != len(targets) or not len(targets):
-            raise ValueError(
-                f"need logits [B, C] and B targets, got {tuple(logits.shape)} and {tuple(targets.shape)}"
-            )
-        if isinstance(self.observation, Gaussian):
-            check_finite(targets, "targets")
-        elif targets.dtype != torch.int64 or targets.ndim != 1:
-            raise ValueError(f"targets must be int64 [B], got {targets.dtype} {tuple(targets.shape)}")
-        else:
-            lowest, highest = (int(t) for t in targets.aminmax())
-            if lowest < 0 or highest >= logits.shape[1]:
-                raise ValueError(f"targets must lie in 0…{logits.shape[1] - 1}")
-
-    def _check_started(self) -> None:
-        if self.prior_variance is None:
-            raise RuntimeError("the filter has seen no batch yet, so it has no posterior")
-
     def _info(self, loss: float, innovations: list[Innovation], shrinkage: float) -> StepInfo:
-        metrics = {"mahalanobis": float(torch.cat([i.mahalanobis for i in innovations]).mean())}
-        if self.weigher.gate.active:
-            weights = torch.cat([i.weights for i in innovations]) / self.weigher.power
-            metrics["gate_weight"] = float(weights.mean())
+        evidence, metrics = summarise(innovations, self.weigher)
         level = self.noise.level()
         if level is not None:
             metrics["noise"] = level
@@ -315,7 +272,7 @@ class KalmanFilter(BatchOptimizer):
             metrics["regularisation"] = shrinkage
         if self.steps == 1 and self.prior_variance is not None:
             metrics["prior_variance"] = self.prior_variance
-        return StepInfo(loss, float(torch.stack([i.log_evidence for i in innovations]).sum()), metrics)
+        return StepInfo(loss, evidence, metrics)
 
     # State
 
@@ -324,6 +281,7 @@ class KalmanFilter(BatchOptimizer):
         return {
             "steps": self.steps,
             "prior_variance": self.prior_variance,
+            "temperature": self.temperature,
             "rho_scale": self.rho_scale,
             "covariance": self.covariance.state_dict() if started else {},
             "noise": self.noise.state_dict(),
@@ -331,7 +289,7 @@ class KalmanFilter(BatchOptimizer):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.steps, self.prior_variance = state["steps"], state["prior_variance"]
-        self.rho_scale = state["rho_scale"]
+        self.rho_scale, self.temperature = state["rho_scale"], state["temperature"]
         self.noise.load_state_dict(state["noise"])
         if self.prior_variance is not None:
             self.covariance.load_state_dict(state["covariance"], self.vector)
@@ -339,32 +297,3 @@ class KalmanFilter(BatchOptimizer):
 
 def _blocks(images: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, images)) for start in range(0, images, size)]
-
-
-def _check_settings(
-    prior: float | str,
-    ratio: float | None,
-    process_noise: float,
-    fading: float,
-    rho: float,
-    epochs: int,
-    epochs_as: str,
-    block: int | str | None,
-) -> None:
-    if isinstance(prior, str) and prior != "ratio":
-        raise ValueError(f"prior must be a positive variance or 'ratio', got {prior!r}")
-    positive = {
-        "ratio": ratio,
-        "fading": fading,
-        "epochs": epochs,
-        "prior": None if prior == "ratio" else prior,
-    }
-    for name, value in positive.items():
-        if value is not None and not float(value) > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
-    if fading > 1 or process_noise < 0 or rho < 0:
-        raise ValueError("fading must be at most 1; process_noise and rho must not be negative")
-    if epochs_as not in ("tempered", "optimiser"):
-        raise ValueError(f"epochs_as must be tempered or optimiser, got {epochs_as!r}")
-    if not (block is None or block == "auto" or (isinstance(block, int) and block >= 1)):
-        raise ValueError(f"block must be a positive number, None (all jointly) or 'auto', got {block!r}")

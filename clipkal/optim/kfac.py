@@ -36,16 +36,8 @@ from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, trainable
 from clipkal.optim.curvature import Curvature, Solver, Values
 from clipkal.optim.grad_norm import Units, squared_norm
 from clipkal.optim.jacobian import BilinearModel
-from clipkal.optim.kronecker_factors import (
-    Capture,
-    Factors,
-    Fisher,
-    Layer,
-    bilinear_factors,
-    capture,
-    find_layers,
-    observe,
-)
+from clipkal.optim.kronecker_factors import Factors, Fisher, bilinear_factors, observe
+from clipkal.optim.layers import Capture, Layer, capture, find_layers
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ class KFAC(BatchOptimizer):
         fisher: "true" | "ggn" | "empirical", see `optim/kronecker_factors.py`.
         ema: weight of the past in the running factors, once 1 / (1 − ema) refreshes are over.
         update_interval: steps between refreshes of the factors and their inverses.
-        solver: "newton" | "eigen", see `optim/curvature.py`.
+        solver: "cholesky" | "newton" | "eigen", see `optim/curvature.py`.
         newton_steps: Newton steps at a refresh once ‖I − A X‖ ≤ ½; fewer once it is at newton_tolerance.
         units: "relative" measures `damping` in the mean nonzero eigenvalue of F at the first step,
             tr F / min(n, B (C − 1)), so that one value does for models and logit scales far apart (our
@@ -98,7 +90,7 @@ class KFAC(BatchOptimizer):
         fisher: Fisher = "true",
         ema: float = 0.95,
         update_interval: int = 10,
-        solver: Solver = "newton",
+        solver: Solver = "cholesky",
         newton_steps: int = 3,
         newton_tolerance: float = 1e-3,
         units: Units = "relative",
@@ -171,6 +163,9 @@ class KFAC(BatchOptimizer):
         """Makes the running factors ready to be solved with; returns what is worth logging."""
         if self.solver == "eigen":
             self.curvature = self.curvature.decomposed()
+            return {}
+        if self.solver == "cholesky":
+            self.curvature = self.curvature.factorised()
             return {}
         self.curvature, residual = self.curvature.inverted(self.newton_steps, self.newton_tolerance)
         return {"newton_residual": residual}

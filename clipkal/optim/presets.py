@@ -8,19 +8,35 @@ from typing import Any, Literal
 
 from torch import nn
 
+from clipkal.optim.covariance import Covariance
 from clipkal.optim.gates import MahalanobisSoft
+from clipkal.optim.jacobian import BilinearRoute
 from clipkal.optim.kalman import KalmanFilter
 from clipkal.optim.noise import ResidualNoise
 from clipkal.optim.observation import Categorical
+from clipkal.optim.vector import ParameterVector
+
+# The ratio rule for iterated updates: chosen by the one-pass log-likelihood of each batch before it is taken in, on real
+# features (8 to 53 classes, 4 and 16 shots: best at 10 to 20, flat from 6 to 40).
+ITERATED_RATIO = 10.0
 
 
-def kalman(model: nn.Module, **settings: Any) -> KalmanFilter:
-    """Our best sequential filter: categorical likelihood with unlikely classes merged, diagonal gain form, no R.
+def kalman(model: nn.Module, covariance: str | Covariance | None = None, **settings: Any) -> KalmanFilter:
+    """Our best sequential filter: categorical likelihood, iterated updates, a diagonal P in the basis of the data.
 
-    Extended Kalman = online natural gradient on cross-entropy (Ollivier 2018, arXiv 1703.00209). Ours: the
-    whitened form, merge = 0.1, blocks of images, P₀ by the ratio rule, tempering over epochs.
+    Extended Kalman = online natural gradient on cross-entropy (Ollivier 2018, arXiv 1703.00209), iterated per block
+    (Bell & Cathey 1993). Ours: the logit-space form, the subspace, unlikely classes merged (merge = 0.1), P₀ by the
+    ratio rule, draws at unit temperature, tempering over epochs.
+
+    covariance: None: "subspace" for bilinear models, otherwise "diagonal" with one linearisation and its own ratio.
     """
-    return KalmanFilter(model, **{"observation": Categorical(merge=0.1), **settings})
+    if covariance is None:
+        plain = getattr(model, "_orig_mod", model)
+        covariance = "subspace" if BilinearRoute.fits(plain, ParameterVector(plain)) else "diagonal"
+    ours: dict[str, Any] = {"observation": Categorical(merge=0.1), "temperature": "unit"}
+    if covariance == "subspace":
+        ours["ratio"] = ITERATED_RATIO
+    return KalmanFilter(model, covariance=covariance, **{**ours, **settings})
 
 
 def rkalman(model: nn.Module, rho: float = 0.1, **settings: Any) -> KalmanFilter:

@@ -42,6 +42,15 @@ def _p0_for(jacobian: Jacobian, reference: Measurement, ratio: float, apart: Col
     return ratio * len(jacobian.logits) * reference.dof / total if total > 0 else math.inf
 
 
+def unit_temperature(jacobian: Jacobian, p0: float, apart: Collection[str]) -> float:
+    """T ≤ 1 for which draws from the prior p₀ have logits of unit variance, as function_space's temperature="unit".
+
+    At p₀ large enough to learn from few images nearly all the variance at a new image is prior variance, which no
+    image has seen; at T = 1 the average over draws is then far under-confident, though its mean predicts well.
+    """
+    return min(1.0, _p0_for(jacobian, centred_logits(jacobian.logits), 1.0, apart) / p0)
+
+
 def prior_variances(vector: ParameterVector, p0: float, priors: Mapping[str, float]) -> Tensor:
     """diag(P₀) [n]: p₀, but for the parameters named in `priors`."""
     variances = torch.full((vector.size,), p0, dtype=vector.dtype, device=vector.device)

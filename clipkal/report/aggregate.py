@@ -15,6 +15,14 @@ from clipkal.report.labels import labels_of
 
 ID = "ID"
 MEAN_OOD = "mean OOD"
+NEW = "new"
+"""The new half of the classes, where the base half is learnt: then ID are the base classes."""
+H = "H"
+"""Harmonic mean of the accuracies on base and new classes."""
+MEAN_TRANSFER = "mean transfer"
+"""Over the other datasets that a run was tested on."""
+OVERALL = (ID, MEAN_OOD, MEAN_TRANSFER, NEW, H)
+"""What runs on different datasets can be compared and averaged by."""
 PREDICTIVES = ("sampled", "probit", "plugin")
 """The first of these that a run has is the one it reports."""
 
@@ -41,8 +49,9 @@ class Row:
         trained: False for zero-shot, where the shots do not matter.
         seeds: the seeds averaged over.
         run_ids: their runs; empty for an average over datasets.
-        values: (set, metric) -> Estimate, with the sets "ID", each OOD set by name, and "mean OOD".
-        facts: set -> {n, classes, bins}.
+        values: (set, metric) -> Estimate, with the sets "ID", each OOD and transfer set by name, and what of
+            `OVERALL` there is.
+        facts: set -> {role, n, classes, bins}.
     """
 
     dataset: str
@@ -58,10 +67,9 @@ class Row:
     values: dict[tuple[str, str], Estimate] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    @property
-    def ood(self) -> list[str]:
-        """Names of the OOD sets, in the order of the run."""
-        return [name for name in self.facts if name != ID]
+    def named(self, role: str) -> list[str]:
+        """Names of the sets with a role ("id", "ood", "transfer"), in the order of the run."""
+        return [name for name, fact in self.facts.items() if fact["role"] == role]
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -97,8 +105,8 @@ def aggregate(runs: Iterable[Run]) -> list[Row]:
     """One row per dataset, backbone, method (and what else differs), shots and predictive, averaged over
     seeds.
 
-    A mean over OOD sets is the mean of one run's sets, then averaged over seeds; a run that lacks a set
-    that others of the same dataset and backbone have gets none.
+    A mean over OOD or transfer sets is the mean of one run's sets, then averaged over seeds; a run that lacks
+    a set that others of the same dataset and backbone have gets none. H is of one run, too.
     """
     families: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
@@ -108,17 +116,17 @@ def aggregate(runs: Iterable[Run]) -> list[Row]:
 
 
 def _family_rows(family: list[Run]) -> Iterable[Row]:
-    every_ood = {name for run in family for name, one in run.sets.items() if one["role"] == "ood"}
+    roles = {name: str(one["role"]) for run in family for name, one in run.sets.items()}
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run, label in zip(family, labels_of(family), strict=True):
         groups[label, str(run.run["shots"])].append(run)
     for (label, shots), members in groups.items():
         for predictive in dict.fromkeys(p for run in members for p in _predictives(run)):
             having = [run for run in members if predictive in _predictives(run)]
-            yield _row(label, shots, predictive, having, every_ood)
+            yield _row(label, shots, predictive, having, roles)
 
 
-def _row(label: str, shots: str, predictive: str, runs: list[Run], every_ood: set[str]) -> Row:
+def _row(label: str, shots: str, predictive: str, runs: list[Run], roles: dict[str, str]) -> Row:
     runs = sorted(runs, key=lambda run: str(run.run["seed"]))
     about = runs[0].run
     row = Row(
@@ -136,7 +144,7 @@ def _row(label: str, shots: str, predictive: str, runs: list[Run], every_ood: se
     collected: dict[tuple[str, str], list[float]] = defaultdict(list)
     for run in runs:
         values = _values(run, predictive)
-        for key, value in (values | _mean_ood(values, every_ood)).items():
+        for key, value in (values | _overall(values, roles)).items():
             collected[key].append(value)
         row.facts |= _facts(run, predictive)
     row.values = {key: estimate(values) for key, values in collected.items()}
@@ -174,21 +182,35 @@ def _values(run: Run, predictive: str) -> dict[tuple[str, str], float]:
     return found
 
 
-def _mean_ood(values: dict[tuple[str, str], float], every_ood: set[str]) -> dict[tuple[str, str], float]:
-    metrics = dict.fromkeys(metric for name, metric in values if name != ID)
+def _overall(values: dict[tuple[str, str], float], roles: dict[str, str]) -> dict[tuple[str, str], float]:
+    """The means over OOD and transfer sets, and H, of one run; `roles` are those of every set in its family."""
+    ood = [name for name, role in roles.items() if role == "ood"]
+    transfer = [name for name, role in roles.items() if role == "transfer" and name != NEW]
+    found = _mean(MEAN_OOD, ood, values) | _mean(MEAN_TRANSFER, transfer, values)
+    base, new = values.get((ID, "accuracy")), values.get((NEW, "accuracy"))
+    if roles.get(NEW) == "transfer" and base is not None and new is not None:
+        found[H, "accuracy"] = 2 * base * new / (base + new) if base + new else 0.0
+    return found
+
+
+def _mean(
+    title: str, names: Sequence[str], values: dict[tuple[str, str], float]
+) -> dict[tuple[str, str], float]:
+    """The mean over the sets `names` of each metric that all of them have."""
     means = {}
-    for metric in metrics:
-        parts = [values.get((name, metric)) for name in sorted(every_ood)]
-        if parts and None not in parts:
-            means[MEAN_OOD, metric] = float(np.mean([part for part in parts if part is not None]))
+    for metric in dict.fromkeys(metric for name, metric in values if name in names):
+        parts = [values[name, metric] for name in names if (name, metric) in values]
+        if len(parts) == len(names):
+            means[title, metric] = float(np.mean(parts))
     return means
 
 
 def _facts(run: Run, predictive: str) -> dict[str, dict[str, Any]]:
     return {
-        _column(name, one): {key: one["predictive"][predictive].get(key) for key in ("n", "classes", "bins")}
+        _column(name, one): {"role": one["role"]}
+        | {key: metrics.get(key) for key in ("n", "classes", "bins")}
         for name, one in run.sets.items()
-        if predictive in one["predictive"]
+        if (metrics := one["predictive"].get(predictive)) is not None
     }
 
 
@@ -197,8 +219,7 @@ def over_datasets(rows: Iterable[Row]) -> list[Row]:
     dataset.
 
     Each seed's values are averaged over datasets first, so the interval is one over seeds, as everywhere;
-    seeds that a dataset lacks are left out. The OOD sets of different datasets differ: only "ID" and "mean
-    OOD" remain.
+    seeds that a dataset lacks are left out. The OOD sets of different datasets differ: only `OVERALL` remain.
     """
     families: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -223,9 +244,7 @@ def _merged(group: list[Row]) -> Row | None:
         first, dataset=f"average of {len(group)} datasets", seeds=seeds, run_ids=[], values={}, facts={}
     )
     for key in first.values:
-        if key[0] in (ID, MEAN_OOD) and all(
-            len(r.values.get(key, _NONE).values) == len(r.seeds) for r in group
-        ):
+        if key[0] in OVERALL and all(len(r.values.get(key, _NONE).values) == len(r.seeds) for r in group):
             per_seed = [[r.values[key].values[r.seeds.index(seed)] for seed in seeds] for r in group]
             row.values[key] = estimate(np.mean(per_seed, axis=0).tolist())
     return row

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from clipkal.report.aggregate import ID, MEAN_OOD, Row, over_datasets
 from clipkal.report.collect import Run
 from clipkal.report.figures import calibration_bars, id_against_ood, learning_curves
-from clipkal.report.reliability import reliability_grid
+from clipkal.report.reliability import MARKS, reliability_grid
 
 MOST_PANELS = 6
 """Rows of the reliability figure; beyond that a page of dots says nothing."""
@@ -50,7 +50,7 @@ def _panels(rows: Sequence[Row], runs: Sequence[Run]) -> dict[str, dict[str, Any
         if run is not None:
             name = f"{label}\n{row.shots} shots"
             panels[name] = {
-                f"{key} (ID)" if one["role"] == "id" else key: one["predictive"][row.predictive]
+                key + MARKS.get(one["role"], ""): one["predictive"][row.predictive]
                 for key, one in run.sets.items()
                 if one["predictive"].get(row.predictive, {}).get("reliability")
             }

@@ -16,6 +16,8 @@ WIDE = 14
 
 
 SCALED = "_scaled"
+MARKS = {"id": " (ID)", "transfer": " (transfer)"}
+"""What stands behind the name of a set, by role."""
 
 
 class HasResults(Protocol):
@@ -35,7 +37,7 @@ def reliability_figure(evaluation: HasResults | Mapping[str, Any]) -> Figure:
     content: Mapping[str, Any] = evaluation if isinstance(evaluation, Mapping) else evaluation.to_dict()
     panels: dict[str, dict[str, Any]] = {}
     for name, one in content["sets"].items():
-        title = f"{name} (ID)" if one["role"] == "id" else name
+        title = name + MARKS.get(one["role"], "")
         for predictive, metrics in one["predictive"].items():
             if not predictive.endswith(SCALED):
                 panels.setdefault(predictive, {})[title] = metrics

@@ -11,7 +11,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from clipkal.report.aggregate import ID, MEAN_OOD, Estimate, Row
+from clipkal.report.aggregate import ID, MEAN_OOD, MEAN_TRANSFER, OVERALL, Estimate, H, Row
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,14 @@ class Section:
 LEGEND = (
     "Mean ± 95 % confidence interval over seeds (Student t); one seed has no interval. Bold: best mean for "
     "the same number of shots. A method's reported predictive comes first; plugin is the softmax at the mean "
-    "parameters, and _scaled has a temperature fitted on validation images."
+    "parameters, and _scaled has a temperature fitted on validation images. Transfer sets have classes of their "
+    "own, of which nothing was learnt; H is the harmonic mean of the accuracies on base (ID) and new classes."
 )
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:
     """For each dataset and backbone an overview, and one table per metric with the columns ID, each OOD
-    set, mean OOD."""
+    set, mean OOD, each transfer set, mean transfer and H."""
     families: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         families[row.dataset, row.backbone].append(row)
@@ -90,21 +91,26 @@ def build(rows: Sequence[Row], metric: Metric) -> Table:
     rows = [row for row in rows if any(key == metric.key for _, key in row.values)]
     if metric.key == "accuracy":  # a temperature does not change the argmax of a plug-in
         rows = [row for row in rows if row.predictive != "plugin_scaled"]
-    names = dict.fromkeys([ID, *(name for row in rows for name in row.ood), MEAN_OOD])
+    names = [ID, *_group(rows, "ood", MEAN_OOD), *_group(rows, "transfer", MEAN_TRANSFER), H]
     columns = [name for name in names if any((name, metric.key) in row.values for row in rows)]
-    if (
-        len(columns) == 3 and columns[-1] == MEAN_OOD and columns[0] == ID
-    ):  # the mean of one set says nothing more
-        columns.pop()
     return _filled(metric.title, rows, [(name, metric, name) for name in columns])
 
 
+def _group(rows: Sequence[Row], role: str, mean: str) -> list[str]:
+    """The sets of a role and their mean, which of one set says nothing more."""
+    names = list(dict.fromkeys(name for row in rows for name in row.named(role)))
+    return names if len(names) == 1 else [*names, mean]
+
+
 def overview(rows: Sequence[Row]) -> Table:
-    """Accuracy, NLL and ECE, each on ID and as the mean over the OOD sets."""
-    names = [name for name in (ID, MEAN_OOD) if any((name, "accuracy") in row.values for row in rows)]
+    """Accuracy, NLL and ECE, each on ID, as the means over the OOD and the transfer sets, and on new classes."""
     short = {"accuracy": "Acc. %", "nll": "NLL", "ece": "ECE %"}
-    suffix = {ID: ID, MEAN_OOD: "OOD"}
-    columns = [(f"{short[m.key]} {suffix[name]}", m, name) for m in METRICS for name in names]
+    columns = [
+        (f"{short[m.key]} {name.removeprefix('mean ')}", m, name)
+        for m in METRICS
+        for name in OVERALL
+        if any((name, m.key) in row.values for row in rows)
+    ]
     return _filled("Overview (OOD: mean over the OOD sets)", rows, columns)
 
 

@@ -15,6 +15,7 @@ from clipkal import files
 
 EXCLUDED = (
     "output_dir",  # where results go
+    "dataset.download",  # whether missing files may be fetched
     "data.root",  # where the same data lies on this machine
     "data.workers",  # how many processes decode it
     "data.cache",  # where features are cached
@@ -26,7 +27,7 @@ EXCLUDED = (
 )
 """Keys, with all below them, that do not change numbers. `device` and `threads` do, in the last digits."""
 
-NAMED = ("dataset", "backbone", "method", "fewshot.shots", "seed")
+NAMED = ("dataset", "dataset.name", "backbone", "method", "fewshot.shots", "seed")
 """Keys that already are a part of the run's path, so that they are not repeated among its overrides."""
 
 LONGEST = 120

@@ -68,28 +68,26 @@ def disturb(adapter, size=0.05):
 
 
 @pytest.mark.parametrize("kind", VISION)
-@pytest.mark.parametrize("init", ["zero", "balanced"])
 @pytest.mark.parametrize("towers", ["vision", "both"])
-def test_it_starts_at_zero_shot(kind, init, towers):
+def test_it_starts_at_zero_shot(kind, towers):
     model, tokens = clip_of(kind, torch.float64), tokens_of_classes()
-    adapter = adapter_of(model, init=init, towers=towers)
+    adapter = adapter_of(model, towers=towers)
     images = images_of(kind, dtype=torch.float64)
-    for name, weight in adapter.weights().items():
+    for name, weight in adapter.merge().items():
         assert torch.equal(weight, model.state_dict()[name]), name
     torch.testing.assert_close(adapter(images), zero_shot(model, images, tokens), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("kind", VISION)
-@pytest.mark.parametrize("init", ["zero", "balanced"])
-def test_merged_weights_give_the_same_output_and_the_frozen_ones_come_back(kind, init):
+def test_merged_weights_give_the_same_output_and_the_frozen_ones_come_back(kind):
     model, tokens = clip_of(kind), tokens_of_classes()
     before = copy.deepcopy(model.state_dict())
-    adapter, images = adapter_of(model, init=init, towers="both"), images_of(kind)
+    adapter, images = adapter_of(model, towers="both"), images_of(kind)
     disturb(adapter)
     plain = copy.deepcopy(model)
     plain.load_state_dict(adapter.merge())
-    merged, unmerged = plain.encode_image(images), adapter.frozen.image_features(images, adapter.weights())
-    torch.testing.assert_close(merged, unmerged, rtol=1e-5, atol=1e-6)
+    merged = plain.encode_image(images)
+    torch.testing.assert_close(zero_shot(plain, images, tokens), adapter(images), rtol=1e-4, atol=1e-4)
     assert (merged - model.encode_image(images)).abs().max() > 1e-4
     torch.testing.assert_close(class_features(plain, tokens), adapter.class_features(), rtol=1e-5, atol=1e-6)
     plain.load_state_dict(model.state_dict())
@@ -102,9 +100,9 @@ def test_a_fused_weight_changes_only_in_the_rows_asked_for(kind):
     model = clip_of(kind)
     adapter = adapter_of(model, targets=["k"], blocks="last:1")
     disturb(adapter)
-    ((name, weight),) = adapter.weights().items()
-    changed = (weight != model.state_dict()[name]).any(1)
-    third = len(weight) // 3
+    (target,), merged = adapter.targets, adapter.merge()
+    changed = (merged[target.name] != model.state_dict()[target.name]).any(1)
+    third = len(changed) // 3
     assert changed.tolist() == [False] * third + [True] * third + [False] * third
 
 
@@ -122,17 +120,16 @@ def test_every_target_is_read_by_the_model(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "towers", "blocks", "init"),
+    ("kind", "towers", "blocks"),
     [
-        ("vit", "both", "all", "zero"),
-        ("vit", "vision", "last:1", "balanced"),
-        ("custom", "vision", "all", "zero"),
-        ("resnet", "vision", "last:2", "zero"),
-        ("timm", "vision", "last:1", "zero"),
+        ("vit", "both", "all"),
+        ("custom", "vision", "all"),
+        ("resnet", "vision", "last:2"),
+        ("timm", "vision", "last:1"),
     ],
 )
-def test_vmap_of_jacrev_is_autograd(kind, towers, blocks, init):
-    adapter = adapter_of(clip_of(kind, torch.float64), towers=towers, blocks=blocks, init=init)
+def test_vmap_of_jacrev_is_autograd(kind, towers, blocks):
+    adapter = adapter_of(clip_of(kind, torch.float64), towers=towers, blocks=blocks)
     disturb(adapter)
     images = images_of(kind, 2, torch.float64)
     theta = {n: p.detach() for n, p in adapter.named_parameters() if p.requires_grad}
@@ -149,32 +146,48 @@ def test_vmap_of_jacrev_is_autograd(kind, towers, blocks, init):
                 torch.testing.assert_close(fast[name][i, c], gradient, rtol=1e-9, atol=1e-10)
 
 
-def test_the_start_decides_which_factors_have_a_gradient():
-    squares = {}
-    for init in ("zero", "balanced"):
-        adapter = adapter_of(clip_of("vit", torch.float64), init=init, rank=4, targets=["q", "k", "v"])
-        adapter(images_of("vit", dtype=torch.float64))[:, 0].sum().backward()
-        for factor in "AB":
-            grads = [p.grad for n, p in adapter.named_parameters() if n.endswith(factor)]
-            squares[init, factor] = float(sum(g.square().sum() for g in grads))
-    assert squares["zero", "A"] == 0 and squares["zero", "B"] > 0
-    assert 1 / 3 < squares["balanced", "A"] / squares["balanced", "B"] < 3
+@pytest.mark.parametrize("kind", VISION)
+def test_the_jacobian_by_hooks_is_that_of_jacrev(kind):
+    """q, k, v, out, MLP and convolutions of every architecture, and as many images as tokens."""
+    from clipkal.optim.hooks import HookJacobian
+    from clipkal.optim.routes import make_route
+    from clipkal.optim.vector import ParameterVector
+
+    adapter = adapter_of(clip_of(kind, torch.float64), blocks="last:2")
+    disturb(adapter)
+    images = images_of(kind, 5 if kind in ("vit", "custom") else 2, torch.float64)
+    vector = ParameterVector(adapter)
+    rows = []
+    for route in ("hooks", "func"):
+        jacobian = make_route(adapter, vector, route).linearise(images)
+        assert isinstance(jacobian, HookJacobian) == (route == "hooks")
+        rows.append(jacobian.pull(torch.eye(4, dtype=torch.float64).expand(len(images), 4, 4)))
+    torch.testing.assert_close(*rows, rtol=1e-9, atol=1e-10)
+
+
+def test_at_the_start_the_gradient_of_the_downward_factors_is_zero():
+    adapter = adapter_of(clip_of("vit", torch.float64), rank=4, targets=["q", "k", "v"])
+    adapter(images_of("vit", dtype=torch.float64))[:, 0].sum().backward()
+    squares = dict.fromkeys(("down", "up"), 0.0)
+    for name, p in adapter.named_parameters():
+        if p.requires_grad:
+            squares[name.split(".")[-2]] += float(p.grad.square().sum())
+    assert squares["down"] == 0 and squares["up"] > 0
 
 
 def test_state_holds_the_factors_alone_and_comes_back_exactly(tmp_path):
     from safetensors.torch import load_file, save_file
 
     model, images = clip_of("vit"), images_of("vit")
-    for init, endings in (("zero", {"A", "B"}), ("balanced", {"A", "B", "A0", "B0"})):
-        adapter = adapter_of(model, init=init, towers="both")
-        disturb(adapter)
-        state = adapter.state_dict()
-        assert {name.rsplit(".", 1)[-1] for name in state} == {"log_scale"} | endings
-        save_file(state, tmp_path / "adapter.safetensors")
-        other = adapter_of(model, init=init, towers="both", seed=5)
-        assert not torch.equal(other(images), adapter(images))
-        other.load_state_dict(load_file(tmp_path / "adapter.safetensors"))
-        assert torch.equal(other(images), adapter(images))
+    adapter = adapter_of(model, towers="both")
+    disturb(adapter)
+    state = adapter.state_dict()
+    assert {name.rsplit(".", 2)[-2] for name in state if name != "log_scale"} == {"down", "up"}
+    save_file(state, tmp_path / "adapter.safetensors")
+    other = adapter_of(model, towers="both", seed=5)
+    assert not torch.equal(other(images), adapter(images))
+    other.load_state_dict(load_file(tmp_path / "adapter.safetensors"))
+    assert torch.equal(other(images), adapter(images))
 
 
 def test_a_copy_shares_the_frozen_model_but_not_the_factors():
@@ -182,7 +195,8 @@ def test_a_copy_shares_the_frozen_model_but_not_the_factors():
     twin = copy.deepcopy(adapter)
     disturb(adapter)
     assert twin.frozen is adapter.frozen
-    assert all(torch.equal(w, twin.frozen.parameters[name]) for name, w in twin.weights().items())
+    assert all(torch.equal(w, twin.frozen.parameters[name]) for name, w in twin.merge().items())
+    assert not all(torch.equal(w, twin.frozen.parameters[name]) for name, w in adapter.merge().items())
 
 
 def test_what_is_trainable():
@@ -196,38 +210,28 @@ def test_what_is_trainable():
     assert LoRAAdapter(model, text, 50.0, learn_scale=True).log_scale.requires_grad
 
 
-def test_the_memory_for_a_jacobian_counts_the_weights_too():
-    adapter = adapter_of(clip_of("vit"), rank=4, targets=["q", "v"])  # q and v of two fused weights [96, 32]
-    assert adapter.jacobian_memory(7168) == 7168 * 1024 // (1024 + 2 * 96 * 32)
-    assert adapter.jacobian_memory(1) == 1
-
-
 def test_alpha_scales_the_change():
     model = clip_of("vit", torch.float64)
     one, four = adapter_of(model), adapter_of(model, alpha=8.0)
     disturb(one), disturb(four)
-    for name, weight in four.weights().items():
-        frozen = model.state_dict()[name]
-        torch.testing.assert_close(weight - frozen, 4 * (one.weights()[name] - frozen))
+    for target in one.targets:
+        frozen = model.state_dict()[target.name]
+        once, four_times = one.merge()[target.name] - frozen, four.merge()[target.name] - frozen
+        torch.testing.assert_close(four_times, 4 * once)
 
 
-@pytest.mark.parametrize("init", ["zero", "balanced"])
-def test_dropout_leaves_out_whole_terms_in_training_only(init):
-    model = clip_of("vit", torch.float64)
-    adapter = adapter_of(model, dropout=0.5, rank=8, init=init, targets=["fc1"], blocks="first:1")
+def test_dropout_is_there_in_training_only():
+    adapter = adapter_of(clip_of("vit", torch.float64), dropout=0.5, rank=8, targets=["fc1"])
     images = images_of("vit", dtype=torch.float64)
-    torch.manual_seed(0)
     torch.testing.assert_close(adapter(images), adapter.eval()(images))  # zero-shot in both modes
-    disturb(adapter, 0.1)
-    ((name, whole),) = adapter.weights().items()
+    disturb(adapter, 0.01)
+    whole = adapter(images)
+    assert torch.equal(adapter(images), whole)
     adapter.train()
-    draws = torch.stack([adapter.weights()[name] for _ in range(2000)])
+    with torch.no_grad():
+        draws = torch.stack([adapter(images) for _ in range(200)])
     assert not torch.equal(draws[0], draws[1])
-    change = whole - model.state_dict()[name]
-    mean = draws.mean(0) - model.state_dict()[name]
-    assert (mean - change).norm() < 0.15 * change.norm()
-    assert adapter.training and torch.equal(adapter.merge()[name], whole)  # merging draws nothing
-    assert adapter.training
+    assert (draws.mean(0) - whole).abs().max() < 0.5 * draws.std(0).max()
 
 
 def test_half_precision_weights_get_float32_factors():
@@ -235,7 +239,7 @@ def test_half_precision_weights_get_float32_factors():
     adapter = adapter_of(model)
     disturb(adapter)
     assert {p.dtype for p in adapter.parameters()} == {torch.float32}
-    assert {w.dtype for w in adapter.weights().values()} == {torch.bfloat16}
+    assert {w.dtype for w in adapter.merge().values()} == {torch.bfloat16}
     assert adapter(images_of("vit", dtype=torch.bfloat16)).dtype == torch.float32
 
 

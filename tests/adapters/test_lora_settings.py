@@ -82,7 +82,6 @@ def test_the_names_of_every_architecture(names, kinds):
         ({"targets": "q"}, "adapter.targets=q"),
         ({"targets": []}, "adapter.targets"),
         ({"towers": "image"}, "'image'"),
-        ({"init": "svd"}, "'svd'"),
         ({"blocks": "last"}, "adapter.blocks=last"),
         ({"blocks": "last:0"}, "adapter.blocks=last:0"),
     ],

@@ -69,6 +69,10 @@ def damage_truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-50])
 
 
+def damage_half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def damage_empty(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -85,7 +89,7 @@ def damage_foreign(path: Path) -> None:
     entries(path.parent / "elsewhere")[0].replace(path)
 
 
-@pytest.mark.parametrize("damage", [damage_truncate, damage_empty, damage_bit, damage_foreign])
+@pytest.mark.parametrize("damage", [damage_truncate, damage_half, damage_empty, damage_bit, damage_foreign])
 def test_a_damaged_or_foreign_entry_is_reported_and_computed_again(vit, tmp_path, damage, caplog):
     good, _ = image_features(vit, image_set(), tmp_path)
     damage(entries(tmp_path)[0])

@@ -1,11 +1,15 @@
 """Features are unit rows that depend on the image and the weights, and on nothing else."""
 
+import threading
+import weakref
+
 import pytest
 import torch
 from tiny_clip import backbone_of, image_set, settings
 from torch.nn import functional as F
 
 from clipkal.backbones import image_features, load_backbone, text_features
+from clipkal.backbones.features import CHUNK
 from clipkal.errors import BackboneError, ConfigError, DataError
 
 
@@ -48,6 +52,52 @@ def test_neither_batch_size_nor_workers_nor_repetition_change_them(folder):
         )
     four = backbone_of(folder, batch_size=4)
     assert torch.equal(features(four, images, workers=2), features(four, images))
+
+
+@pytest.mark.parametrize("n", [48, 144])
+def test_memory_does_not_grow_with_the_set(vit_folder, n):
+    """At most three batches live, the one the model sees and two to come, and what the threads hold."""
+    backbone, alive, most = backbone_of(vit_folder, batch_size=16), 0, 0
+    lock, preprocess = threading.Lock(), backbone.preprocess
+
+    def count(change):
+        nonlocal alive, most
+        with lock:
+            alive += change
+            most = max(most, alive)
+
+    def counted(image):
+        tensor = preprocess(image)
+        count(1)
+        weakref.finalize(tensor, count, -1)
+        return tensor
+
+    object.__setattr__(backbone, "preprocess", counted)
+    features(backbone, image_set(n), workers=2)
+    assert alive == 0
+    assert 16 <= most <= 3 * 16 + 3 * CHUNK
+
+
+def test_the_next_batch_is_decoded_while_the_model_is_busy(vit_folder):
+    backbone, begun, waited = backbone_of(vit_folder, batch_size=2 * CHUNK), threading.Event(), []
+    images, preprocess = image_set(4 * CHUNK), backbone.preprocess  # two batches
+    last = images.decode(len(images) - 1).tobytes()
+
+    def watched(image):
+        if image.tobytes() == last:
+            begun.set()
+        return preprocess(image)
+
+    object.__setattr__(backbone, "preprocess", watched)
+    backbone.model.visual.register_forward_hook(lambda *_: waited.append(begun.wait(30)))
+    features(backbone, images, workers=1)
+    assert waited == [True, True]
+
+
+def test_no_thread_outlives_an_error(vit):
+    with pytest.raises(DataError):
+        features(vit, image_set(64, bad={1}), workers=2)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("clipkal")]
 
 
 def test_the_random_stream_is_left_alone(vit):
@@ -122,7 +172,7 @@ def test_features_that_are_not_finite_are_an_error(vit):
         features(vit, image_set())
 
 
-@pytest.mark.parametrize("choice", [{"on_bad_image": "ignore"}, {"precision": "int8"}])
+@pytest.mark.parametrize("choice", [{"on_bad_image": "ignore"}, {"precision": "int8"}, {"workers": -1}])
 def test_unknown_choices_are_named(vit, choice):
     with pytest.raises(ConfigError, match=next(iter(choice))):
         features(vit, image_set(), **choice)

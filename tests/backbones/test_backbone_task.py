@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_clip import Painter, image_set
 
-from clipkal.backbones import featurise, image_features, text_features
+from clipkal.backbones import featurise, image_features, pixelise, text_features
 from clipkal.data.sets import FeatureSet
-from clipkal.data.task import FewShotTask
+from clipkal.data.task import FewShotTask, Transfer
 from clipkal.errors import ConfigError, DataError
 
 
@@ -65,6 +65,27 @@ def test_bad_test_images_are_skipped_by_set_when_asked(vit):
     assert (len(seen.test), len(seen.ood["neon"]), len(seen.ood["sketch"])) == (3, 2, 4)
     with pytest.raises(DataError):
         featurise(vit, task, False)
+
+
+def test_transfer_sets_are_seen_with_their_own_prompts_and_skip_like_test_sets(vit):
+    from dataclasses import replace
+
+    task = task_of()
+    other = Transfer(["owl", "fox"], [["an owl"], ["a fox", "one fox"]], image_set(4, "far", seed=9, bad={1}))
+    task = replace(task, transfer={"far": other})
+    seen, skipped = featurise(vit, task, False, on_bad_image="skip")
+    far = seen.transfer["far"]
+    assert skipped == {"far": [other.test.ids[1]]} and far.class_names == other.class_names
+    kept = image_features(vit, other.test.subset([0, 2, 3]), cache_dir=False)[0]
+    torch.testing.assert_close(far.test.features, kept.features)
+    assert torch.equal(far.text_features, text_features(vit, other.prompts, cache_dir=False))
+    pixels, also = pixelise(vit, task, False, on_bad_image="skip")
+    assert also == skipped and pixels.transfer["far"].test.features.shape[0] == 3
+    assert torch.equal(pixels.transfer["far"].text_features, far.text_features)
+    with pytest.raises(DataError):
+        featurise(vit, task, False)
+    with pytest.raises(ConfigError, match="far holds features, but dataset toy images"):
+        featurise(vit, replace(task, transfer={"far": far}), False)
 
 
 def test_a_task_without_validation(vit):

@@ -44,10 +44,10 @@ def test_the_order_of_the_file_is_kept_and_the_images_are_found_below(coop):
 
 def test_ood_folders_are_matched_by_class_name(coop, make_tree, tmp_path):
     make_tree(tmp_path / "far", {"Pen": 2})
-    assert coop(ood=["far=far"]).ood["far"].labels.tolist() == [1, 1]
+    assert coop(ood=["far:far"]).ood["far"].labels.tolist() == [1, 1]
     make_tree(tmp_path / "far", {"cow": 1})
     with pytest.raises(DataError, match="lacks: cow"):
-        coop(ood=["far=far"])
+        coop(ood=["far:far"])
     with pytest.raises(DataError, match="sketch: CoOp data have no domains"):
         coop(ood=["sketch"])
 

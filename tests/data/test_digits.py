@@ -63,7 +63,7 @@ def test_bad_names(config, tmp_path):
     for fields, said in (
         ({"ood": ["rotate"]}, "did you mean 'rotated'"),
         ({"id_domain": "photo"}, "'photo' is unknown"),
-        ({"ood": ["x=somewhere"]}, "have domains, not folders"),
+        ({"ood": ["x:somewhere"]}, "somewhere: no such file or folder"),
     ):
         with pytest.raises(DataError, match=said):
             load_dataset(config("digits", **fields), tmp_path)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from clipkal.data import load_dataset
-from clipkal.data.folder import hold_out
+from clipkal.data.rows import hold_out
 from clipkal.errors import DataError
 
 
@@ -77,7 +77,7 @@ def test_domains_side_by_side(load):
 def test_ood_sets_may_lie_elsewhere_and_lack_classes(load, make_tree, tmp_path):
     make_tree(tmp_path / "far" / "drawings", {"test/dog": 2, "train/cat": 4})
     make_tree(tmp_path / "numbered", {"0": 1, "1": 2})
-    dataset = load({"cat": 5, "dog": 5}, ood=["far/drawings", "v2=numbered"])
+    dataset = load({"cat": 5, "dog": 5}, ood=["far/drawings", "v2:numbered"])
     drawings, numbered = dataset.ood["drawings"], dataset.ood["v2"]
     assert (drawings.ids[0], drawings.labels.tolist()) == ("drawings/test/dog/000.png", [1, 1])
     assert numbered.labels.tolist() == [0, 1, 1]
@@ -85,17 +85,15 @@ def test_ood_sets_may_lie_elsewhere_and_lack_classes(load, make_tree, tmp_path):
 
 def test_class_names_that_do_not_fit_are_listed(load, make_tree, tmp_path):
     make_tree(tmp_path / "far", {"cat": 1, "wolf": 1, "lynx": 1})
-    with pytest.raises(
-        DataError, match=r"'far' has classes that .*toy lacks: lynx, wolf \(known: cat, dog\)"
-    ):
-        load({"cat": 5, "dog": 5}, ood=["far=far"])
+    with pytest.raises(DataError, match=r"'far' has classes that ID lacks: lynx, wolf \(ID has: cat, dog\)"):
+        load({"cat": 5, "dog": 5}, ood=["far:far"])
     with pytest.raises(DataError, match="'toy/test' has classes that train lacks: wolf"):
         load({"train/cat": 2, "test/wolf": 1, "test/cat": 1})
 
 
 def test_folder_names_match_with_other_case_and_underscores(load, make_tree, tmp_path):
     make_tree(tmp_path / "far", {"Polar_Bear": 2})
-    assert load({"polar bear": 5, "cat": 5}, ood=["far=far"]).ood["far"].labels.tolist() == [1, 1]
+    assert load({"polar bear": 5, "cat": 5}, ood=["far:far"]).ood["far"].labels.tolist() == [1, 1]
 
 
 def test_class_names_shown_may_differ_from_folder_names(load):
@@ -110,7 +108,7 @@ def test_class_names_shown_may_differ_from_folder_names(load):
         ({"test/a": 1}, {}, "toy: has no train folder"),
         ({"a": 1}, {}, "has no test images"),
         ({"a": 4}, {"test_fraction": 0.0}, "test_fraction above 0"),
-        ({"a": 4, "b": 4}, {"ood": ["x=nowhere"]}, "nowhere: no such folder"),
+        ({"a": 4, "b": 4}, {"ood": ["x:nowhere"]}, "nowhere: no such file or folder"),
     ],
 )
 def test_missing_parts_are_named(load, counts, fields, said):

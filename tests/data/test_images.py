@@ -74,10 +74,47 @@ def test_exif_rotation_is_ignored_as_in_torchvision():
     assert open_image(encoded(image, "JPEG", exif=exif), "x").size == (6, 3)
 
 
-def test_an_animation_gives_its_first_frame():
-    frames = [Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 255, 0))]
-    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert pixel(data) == (255, 0, 0)
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_an_animation_gives_its_first_frame(kind, mode):
+    frames = [Image.new("RGB", (8, 8), colour).convert(mode) for colour in ((255, 0, 0), (0, 255, 0))]
+    frames = [frame.convert("RGB") for frame in frames] if kind == "MPO" else frames
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    with Image.open(io.BytesIO(data)) as found:
+        assert found.n_frames == 2
+    image = open_image(data, "x")
+    assert (image.mode, image.size) == ("RGB", (8, 8))
+    assert np.abs(np.asarray(image.resize((4, 4)), dtype=int) - (255, 0, 0)).max() <= 2
+
+
+def test_a_cmyk_jpeg_has_its_colours():
+    """Adobe's convention, which Pillow and nearly every file follow: the four inks are stored inverted."""
+    data = encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95)
+    assert b"Adobe" in data[:200]
+    assert np.abs(np.subtract(pixel(data), (255, 0, 0))).max() <= 3
+
+
+def test_sixteen_bits_a_channel_keep_the_upper_eight():
+    rows = b"\0" + struct.pack(">3H", 0xFFFF, 0x8123, 0x0100)
+    assert pixel(png(1, 16, 2, rows)) == (255, 129, 1)
+    assert pixel(png(1, 16, 4, b"\0" + struct.pack(">2H", 0x8123, 0))) == (129, 129, 129)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP"])
+def test_pixels_are_those_of_torchvisions_loader(tmp_path, mode, kind):
+    from torchvision.datasets.folder import pil_loader
+
+    if (kind, mode) in {("JPEG", "P"), ("PNG", "CMYK"), ("BMP", "CMYK")}:
+        pytest.skip(f"{kind} has no {mode}")
+    pixels = np.random.default_rng(0).integers(0, 256, (33, 47, 3), dtype=np.uint8)
+    path = tmp_path / "image"
+    path.write_bytes(encoded(Image.fromarray(pixels).convert(mode), kind))
+    ours = np.asarray(open_image(path, "x"))
+    np.testing.assert_array_equal(ours, np.asarray(pil_loader(str(path))))
+    path.unlink()
+    np.testing.assert_array_equal(np.asarray(open_image(encoded(Image.fromarray(ours)), "x")), ours)
 
 
 @pytest.mark.parametrize(
@@ -106,21 +143,21 @@ def test_a_file_that_vanished_and_a_folder_in_its_place_are_named(tmp_path):
         open_image(tmp_path, str(tmp_path))
 
 
-def png_header(side):
-    """A PNG that claims to be a square of `side` pixels and holds none."""
+def png(side, depth, colour, rows=b""):
+    """A PNG that claims to be a square of `side` pixels, and holds `rows` of them."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [10_000, 30_000])  # Pillow itself only warns of the first
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(side):
     with pytest.raises(DataError, match=r"bomb\.png: cannot be read as an image \(.*exceed"):
-        open_image(png_header(side), "bomb.png")
+        open_image(png(side, 8, 2), "bomb.png")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -29,7 +29,7 @@ def test_omegaconf_nodes_are_read_like_namespaces(tmp_path):
 
 
 def test_ood_lists_mix_domains_folders_and_corruptions_and_keep_their_order(config, tmp_path):
-    spec = read_spec(config("folder", ood=["jpeg@1", "far=/else/where", "near", "some/sketches"]), tmp_path)
+    spec = read_spec(config("folder", ood=["jpeg@1", "far:/else/where", "near", "some/sketches"]), tmp_path)
     assert spec.order == ["jpeg@1", "far", "near", "sketches"]
     assert spec.elsewhere == {"far": tmp_path / "/else/where", "sketches": tmp_path / "some/sketches"}
     assert read_spec(config("folder"), tmp_path).domains is None

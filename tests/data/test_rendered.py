@@ -47,7 +47,7 @@ def test_other_id_domains_and_bad_names(config, tmp_path):
     for fields, said in (
         ({"id_domain": "foto"}, "did you mean 'photo'"),
         ({"ood": ["skech"]}, "did you mean 'sketch'"),
-        ({"ood": ["x=somewhere"]}, "has styles, not folders"),
+        ({"ood": ["x:somewhere"]}, "somewhere: no such file or folder"),
     ):
         with pytest.raises(DataError, match=said):
             load_dataset(config("rendered", **fields), tmp_path)

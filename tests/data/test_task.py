@@ -3,6 +3,7 @@ again.
 """
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -94,6 +95,35 @@ def test_base_to_new_filters_after_drawing_and_counts_labels_from_zero(dataset):
     assert torch.equal(new.text_features[0], dataset.text_features[2])
 
 
+def test_learning_the_base_half_leaves_the_new_half_for_transfer(dataset):
+    base, new = (draw_task(dataset, 2, 1, subset=half) for half in ("base", "new"))
+    transfer = base.transfer["new"]
+    assert (transfer.class_names, transfer.prompts) == (new.class_names, new.prompts)
+    assert (transfer.test.ids, transfer.test.labels.tolist()) == (new.test.ids, [0, 0])
+    assert torch.equal(transfer.text_features, new.text_features)
+    assert set(base.test.ids) | set(transfer.test.ids) == set(dataset.test.ids)
+    assert base.record["transfer"] == {"new": {"images": 2, "classes": 1}}
+    assert draw_task(dataset, 2, 1).transfer == new.transfer == {}
+
+
+def test_another_dataset_is_tested_with_its_own_classes(dataset, feature_dataset):
+    other = feature_dataset([0, 1, 2, 3, 4])
+    transfer = draw_task(dataset, 2, 1, others={"far": other}).transfer["far"]
+    assert (transfer.class_names, transfer.test) == (other.class_names, other.test)
+    assert transfer.text_features is other.text_features
+    with pytest.raises(DataError, match="'shift' is the name of an OOD set and of a transfer set"):
+        draw_task(dataset, 2, 1, others={"shift": other})
+
+
+def test_a_set_is_scored_over_the_classes_that_occur_in_it_or_over_all(dataset):
+    assert draw_task(dataset, 1, 1).label_spaces == {"shift": [0, 1]}
+    wide = replace(dataset, spaces={"shift": "all"})
+    task = draw_task(wide, 1, 1)
+    assert task.label_spaces == {"shift": [0, 1, 2]}
+    assert task.record["label_spaces"] == {"shift": {"rule": "all", "classes": 3}}
+    assert draw_task(wide, 1, 1, subset="base").label_spaces == {"shift": [0, 1]}
+
+
 def test_the_record_is_json_and_names_every_image(dataset):
     task = draw_task(dataset, 2, 0, "fewshot")
     record = json.loads(json.dumps(task.record))
@@ -105,7 +135,7 @@ def test_the_record_is_json_and_names_every_image(dataset):
         2,
         "fewshot",
     )
-    assert record["label_spaces"] == {"test": 3, "shift": 2}
+    assert record["label_spaces"] == {"shift": {"rule": "occurring", "classes": 2}}
     assert record["sha256"] == draw_task(dataset, 2, 0, "fewshot").record["sha256"]
     assert record["sha256"] != draw_task(dataset, 2, 1, "fewshot").record["sha256"]
 

@@ -1,8 +1,10 @@
 """What the catalogue says of every dataset, and what it finds missing."""
 
 import json
+from dataclasses import replace
 
 import pytest
+from omegaconf import OmegaConf
 
 from clipkal.config import compose
 from clipkal.data.coop import LAYOUTS
@@ -40,8 +42,13 @@ def test_every_dataset_says_what_it_is_where_to_get_it_and_what_it_holds():
 
 @pytest.mark.parametrize("name", ["imagenet_shifts", "features", "pacs", "caltech101"])
 def test_the_quick_reading_of_a_file_agrees_with_hydra(name):
-    composed = compose([f"dataset={name}"]).dataset
-    assert {key: composed[key] for key in entry(name).config} == dict(entry(name).config)
+    composed, quick = compose([f"dataset={name}"]).dataset, entry(name).config
+    for key in quick:
+        if key == "shifts":  # Hydra fills in what the schema knows of each
+            paths = {shift: at.path for shift, at in quick.shifts.items()}
+            assert {shift: at.path for shift, at in composed.shifts.items()} == paths
+        else:
+            assert composed[key] == quick[key]
 
 
 def test_an_unknown_dataset_is_met_with_the_nearest():
@@ -85,6 +92,26 @@ def test_what_is_missing_is_named_without_looking_at_images(tmp_path):
     assert missing(entry("pacs"), tmp_path) == lacking
     (tmp_path / "imagenet/images").mkdir(parents=True)
     assert missing(entry("imagenet"), tmp_path) == [str(tmp_path / "imagenet/classnames.txt")]
+    (tmp_path / "imagenet/classnames.txt").write_text("n01 a fish\n")
+    assert missing(entry("imagenet"), tmp_path) == []
+    (tmp_path / "imagenet-sketch/images").mkdir(parents=True)
+    elsewhere = (
+        "imagenetv2/imagenetv2-matched-frequency-format-val",
+        "imagenet-adversarial/imagenet-a",
+        "imagenet-rendition/imagenet-r",
+    )
+    assert missing(entry("imagenet_shifts"), tmp_path) == [str(tmp_path / place) for place in elsewhere]
     (tmp_path / "fgvc_aircraft").mkdir()
     (tmp_path / "fgvc_aircraft/variants.txt").write_text("707\n")
     assert missing(entry("fgvc_aircraft"), tmp_path) == []
+
+
+def test_the_places_of_ood_sets_from_elsewhere_are_looked_at(tmp_path):
+    (tmp_path / "imagenet/images").mkdir(parents=True)
+    (tmp_path / "imagenet/classnames.txt").write_text("n01 a fish\n")
+    imagenet = entry("imagenet")
+    named = OmegaConf.merge(imagenet.config, {"ood": ["far:some/where", "objectnet", "jpeg@3"]})
+    places = [tmp_path / "some/where", tmp_path / "objectnet-1.0/images"]
+    assert missing(replace(imagenet, config=named), tmp_path) == [str(place) for place in places]
+    places[1].mkdir(parents=True)
+    assert missing(replace(imagenet, config=named), tmp_path) == [str(places[0])]

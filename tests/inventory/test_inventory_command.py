@@ -64,6 +64,8 @@ def test_list_tells_what_is_there(capsys, coop):
     assert "absent" in lines["caltech101"]
     assert "4,128 / 1,649 / 2,465" in lines["caltech101"]
     assert "98,389" in lines["imagenet_shifts"]
+    assert "42,023" in lines["fmow"]
+    assert list(lines)[1:4] == ["digits", "rendered", "food101"]  # what can be used at once comes first
 
 
 def test_list_names_what_an_incomplete_dataset_lacks(capsys, tmp_path):
@@ -232,5 +234,5 @@ def test_check_and_preview_of_a_real_archive(capsys, shared_data, tmp_path):
 def test_features_are_checked_but_cannot_be_previewed(capsys, shared_data):
     words = ["features", "--root", str(shared_data / "features"), "dataset.path=officecaltech10.npz"]
     main(["check", *words])
-    assert "features is whole: 10 classes, not decoded" in capsys.readouterr().out
+    assert "features is whole: 10 classes, no image to decode" in capsys.readouterr().out
     assert "holds features, not images" in refused(capsys, "preview", *words)

@@ -177,3 +177,25 @@ def test_direct_logit_draws_have_the_distribution_of_parameter_draws() -> None:
 def _covariance(draws: torch.Tensor) -> torch.Tensor:
     centred = draws - draws.mean(0)
     return torch.einsum("nbc,nbd->bcd", centred, centred) / len(draws)
+
+
+@pytest.mark.parametrize("gap", [0.0, 40.0, 400.0])
+@pytest.mark.parametrize("gate", ["none", "mahalanobis_hard"])
+def test_a_label_the_model_rules_out_is_taken_in_exactly(gap: float, gate: str) -> None:
+    """π_y down to 1e-170 and up to 1 − 1e-170: the logit-space kernel against the whitened one on formed rows."""
+    x, _ = batch(B=4)
+    y = torch.tensor([0, 3, 0, 3])
+    found = []
+    for route in ("bilinear", "func"):
+        torch.manual_seed(5)
+        model = bilinear(train_scale=True)
+        with torch.no_grad():
+            model.weight.copy_(
+                torch.linalg.lstsq(model.text, torch.tensor([gap, 0, 0, 0.0]).double()[:, None])[0]
+            )
+            x[:, 0] = 1
+        filtered = KalmanFilter(model, route=route, prior=0.2, gate=gate, block=None)
+        info = filtered.step(x, y)
+        found.append((theta(model), filtered.covariance.variance, info.log_evidence))
+    for analytic, general in zip(*found, strict=True):
+        torch.testing.assert_close(analytic, general, rtol=1e-8, atol=1e-10)

@@ -5,9 +5,10 @@ import torch
 from kalman_models import batch, bilinear, full_jacobian
 from torch import nn
 
-from clipkal.optim.jacobian import BilinearRoute, FunctionalRoute, make_route
+from clipkal.optim.jacobian import BilinearRoute, FunctionalRoute
 from clipkal.optim.noise import ModelNoise
 from clipkal.optim.observation import Categorical
+from clipkal.optim.routes import make_route
 from clipkal.optim.vector import ParameterVector
 
 
@@ -61,8 +62,8 @@ def test_the_cheapest_route_that_fits_is_taken() -> None:
     assert isinstance(make_route(net, ParameterVector(net)), FunctionalRoute)
     with pytest.raises(ValueError, match="BilinearModel"):
         make_route(net, ParameterVector(net), "bilinear")
-    with pytest.raises(ValueError, match="auto, bilinear, func"):
-        make_route(net, ParameterVector(net), "hooks")
+    with pytest.raises(ValueError, match="auto, bilinear, hooks, func"):
+        make_route(net, ParameterVector(net), "hook")
 
 
 def test_a_bilinear_model_that_trains_more_takes_the_general_route() -> None:

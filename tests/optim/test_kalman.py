@@ -15,7 +15,7 @@ from clipkal.optim.noise import FixedNoise
 from clipkal.optim.observation import Categorical
 from clipkal.optim.presets import kalman, kalman_clip, loko, rkalman
 
-COVARIANCES = ["diagonal", "lowrank", "kronecker", "dense"]
+COVARIANCES = ["diagonal", "subspace", "lowrank", "kronecker", "dense"]
 PRESETS = [kalman, rkalman, loko, kalman_clip]
 
 
@@ -337,14 +337,42 @@ def test_frozen_parameters_stay_bit_identical() -> None:
         ({"epochs": 0}, "epochs"),
         ({"epochs_as": "all"}, "tempered"),
         ({"block": 0}, "block"),
-        ({"covariance": "full"}, "diagonal, lowrank"),
+        ({"covariance": "full"}, "diagonal, subspace"),
         ({"observation": "categorical", "noise": "fixed"}, "its own noise"),
         ({"noise": "pink"}, "unknown noise"),
+        ({"temperature": "warm"}, "temperature"),
+        ({"temperature": -1.0}, "temperature"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         KalmanFilter(bilinear(), **settings)
+
+
+@pytest.mark.parametrize("make", [bilinear, lambda: net().double()])
+def test_unit_temperature_draws_a_prior_of_unit_logit_variance_and_survives_a_checkpoint(make: Any) -> None:
+    x, y = batch()
+    model = make()
+    plain, unit = (KalmanFilter(model, prior=3.0, temperature=t) for t in (1.0, "unit"))
+    plain.step(x, y)
+    plain.load_state_dict(copy.deepcopy(plain.state_dict()))
+    unit.step(x, y)
+    jacobian = unit.route.linearise(x)
+    J = jacobian.pull(torch.eye(4).double().expand(8, 4, 4))
+    centred = J - J.mean(1, keepdim=True)
+    T = unit.temperature
+    assert 3.0 * T * float(centred.square().sum()) / (8 * 3) == pytest.approx(1.0, rel=0.5)
+    assert T < 1
+    resumed = KalmanFilter(model, prior=3.0, temperature="unit")
+    resumed.load_state_dict(unit.state_dict())
+    assert resumed.temperature == T
+    covariance = unit.logit_covariance(x)
+    unit.temperature = 1.0
+    torch.testing.assert_close(covariance, T * unit.logit_covariance(x))
+    draws = [f.logit_samples(x, 3, torch.Generator().manual_seed(1)) for f in (unit, resumed)]
+    if isinstance(model, Bilinear):
+        deviations = [d - model(x).detach() for d in draws]
+        torch.testing.assert_close(deviations[1], T**0.5 * deviations[0])
 
 
 def test_cosine_with_a_trainable_scale_is_refused() -> None:

@@ -125,6 +125,25 @@ def test_the_two_solvers_part_by_the_root_of_the_damping():
         assert apart == pytest.approx(3.1 * damping**0.5, rel=0.03)
 
 
+def test_newton_and_cholesky_invert_the_same_factors():
+    data, found = batches(12), []
+    for solver in ("cholesky", "newton"):
+        model = mlp()
+        optimizer = KFAC(model, solver=solver, newton_steps=60, newton_tolerance=1e-13)
+        for inputs, targets in data:
+            optimizer.step(inputs, targets)
+        found.append(parameters(model))
+    assert close(*found, tolerance=1e-9)
+
+
+def test_a_factor_that_cannot_be_inverted_refuses_the_step():
+    model, (inputs, targets) = mlp(), batches(1)[0]
+    before = parameters(model)
+    with pytest.raises(FloatingPointError, match="raise the damping"):
+        KFAC(model, damping=1e-300, units="absolute").step(0 * inputs, targets)
+    assert torch.equal(parameters(model), before)
+
+
 def test_the_trust_region_bounds_the_predicted_divergence():
     model, (inputs, targets) = mlp(), batches(1)[0]
     before = copy.deepcopy(model)
@@ -155,7 +174,7 @@ def test_momentum_and_weight_decay():
     assert close(parameters(decayed), 0.98 * start + first)
 
 
-@pytest.mark.parametrize("solver", ["newton", "eigen"])
+@pytest.mark.parametrize("solver", ["cholesky", "newton", "eigen"])
 @pytest.mark.parametrize("build", [RING, RENG])
 def test_rho_zero_is_kfac_bit_for_bit(build, solver):
     for model in (mlp(torch.float32), Attention()):

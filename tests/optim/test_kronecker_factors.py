@@ -5,15 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from clipkal.optim.kronecker_factors import (
-    Factors,
-    averaged,
-    bilinear_factors,
-    capture,
-    cotangents,
-    find_layers,
-    observe,
-)
+from clipkal.optim.kronecker_factors import Factors, averaged, bilinear_factors, cotangents, observe
+from clipkal.optim.layers import capture, find_layers
 
 DOUBLE = torch.float64
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from clipkal.evaluation import Evaluation, evaluate
 from clipkal.files import digest, write_json
 
-SHIFTS = {"test": 1.0, "sketch": 0.55, "photo": 0.75}
+SHIFTS = {"test": 1.0, "sketch": 0.55, "photo": 0.75, "new": 0.9, "pets": 0.8, "cars": 0.5}
+ROLES = {"test": "id", "new": "transfer", "pets": "transfer", "cars": "transfer"}
 SKILL = {"zeroshot": 1.4, "adamw": 1.9, "kalman": 2.1, "kalman_diagonal": 1.95}
 SHARPNESS = {"zeroshot": 1.0, "adamw": 2.2, "kalman": 1.3, "kalman_diagonal": 1.5}
 
@@ -36,7 +37,7 @@ def evaluation(
     shots: int = 4,
     seed: int = 1,
     n: int = 150,
-    sets: Sequence[str] = tuple(SHIFTS),
+    sets: Sequence[str] = ("test", "sketch", "photo"),
     classes: int = 6,
 ) -> Evaluation:
     """Logits that get better with shots and worse with shift, and over-confident as the method is."""
@@ -51,9 +52,8 @@ def evaluation(
         labels = torch.randint(0, classes, (n,), generator=generator)
         z = torch.randn(n, classes, generator=generator)
         z[torch.arange(n), labels] += skill * SHIFTS.get(name, 0.6)
-        role = "id" if name == "test" else "ood"
         made[name] = (
-            role,
+            ROLES.get(name, "ood"),
             Logits([f"{name}/{i}.png" for i in range(n)], labels, SHARPNESS.get(method, 1.5) * z),
         )
     bayesian = method.startswith("kalman")

@@ -51,8 +51,8 @@ def test_values_come_from_results_json(outputs: Path) -> None:
     assert row.values["sketch", "ece"].mean == pytest.approx(np.mean(values("sketch", "ece")))
     means = np.mean([values("sketch", "accuracy"), values("photo", "accuracy")], axis=0)
     assert row.values[MEAN_OOD, "accuracy"].values == pytest.approx(tuple(means))
-    assert row.ood == ["sketch", "photo"]
-    assert row.facts[ID] == {"n": 60, "classes": 6, "bins": 15}
+    assert row.named("ood") == ["sketch", "photo"]
+    assert row.facts[ID] == {"role": "id", "n": 60, "classes": 6, "bins": 15}
     auroc = [content["detection"]["photo"]["mutual_information"]["auroc"] for content in contents]
     assert row.values["photo", "auroc_mutual_information"].values == tuple(auroc)
 

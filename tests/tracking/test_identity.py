@@ -37,6 +37,7 @@ def test_id_in_this_version_has_not_moved() -> None:
         {"data": {"root": "/d", "workers": 8, "cache": "/c", "progress": False, "on_bad_image": "error"}},
         {"tracking": {"mode": "online", "tags": ["a"]}},
         {"hydra": {"job": {"num": 3}}},
+        {"dataset": {"name": "dtd", "path": None, "ood": ["blur", "noise"], "download": True}},
         {"wandb": {"project": "x"}},
         {"checkpoint_every": 1.0},
     ],

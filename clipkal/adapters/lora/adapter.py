@@ -1,4 +1,4 @@
-"""LoRA on the towers of a CLIP, in weight space: W = W₀ + Δ, handed to the frozen model for one call."""
+"""LoRA on the towers of a CLIP: low-rank paths beside frozen weights."""
 
 import math
 from collections.abc import Sequence
@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from clipkal.adapters.base import Adapter, Inputs
 from clipkal.adapters.lora.factors import LowRank
+from clipkal.adapters.lora.paths import Path
 from clipkal.adapters.lora.settings import LoRASettings
 from clipkal.adapters.lora.targets import Target, find_targets
-from clipkal.adapters.lora.towers import FrozenClip, Weights
+from clipkal.adapters.lora.towers import FrozenClip, Paths
 from clipkal.errors import ConfigError
 
 
@@ -21,23 +22,21 @@ class LoRAAdapter(Adapter):
 
     The method is LoRA's (arXiv 2106.09685); it is the state that LoKO filters (arXiv 2410.11551). The weights
     W₀ of the model are only read: they are the same bits after training, and unmerging is to drop the changes.
-    No module is replaced, and `torch.func` (vmap, vjp, jacrev) goes through. Not under forward-mode AD or double
-    backward: the fused attention kernels have neither (`sdpa_kernel(SDPBackend.MATH)` does).
+    No module is replaced, and `torch.func` (vmap, vjp, jacrev) goes through. Double backward needs the unfused
+    attention kernel (`sdpa_kernel(SDPBackend.MATH)`).
 
-    `state_dict` holds A and B of every target and log_scale; with init="balanced" also their starting values,
-    without which they mean nothing. `deepcopy` shares the frozen model, and `.to` leaves it where it is: the
-    factors start on its device, in float32 at least. Dropout needs training mode, which a new module is in.
+    `state_dict` holds A and B of every target and log_scale. `deepcopy` shares the frozen model, and `.to` leaves
+    it where it is: the factors start on its device, in float32 at least. Dropout needs training mode, which a
+    new module is in.
 
-    What a Kalman filter does with B = 0 (init="zero"): logits depend on A only through B A, so ∂logits/∂A = 0 in
+    What a Kalman filter does with B = 0 at the start: logits depend on A only through B A, so ∂logits/∂A = 0 in
     the first update. Rows of H that are zero give a zero gain: A stays, and its variances keep their prior
-    value, while B is conditioned on the data. From the second update on B ≠ 0 and A is filtered too. With
-    init="balanced" A and B have Jacobians of like size from the first update.
+    value, while B is conditioned on the data. From the second update on B ≠ 0 and A is filtered too.
 
     A filter needs `priors=adapter.prior_variances()`. One p₀ for A and B, found by the ratio rule from the
     Jacobian of B, would let A roam over many times its own size: the logits are then far from linear in (A, B)
-    jointly, and the filter diverges (measured on digits, with either start). With Var(A) as the prior of A the
-    rule sets p₀ of B alone, in which the change of the weights is linear, and its default ratios hold. It also
-    needs `memory=adapter.jacobian_memory(bytes)`, and dropout = 0.
+    jointly, and the filter diverges (measured on digits). With Var(A) as the prior of A the rule sets p₀ of B
+    alone, in which the logits of a linear tower are linear, and its default ratios hold. It also needs dropout = 0.
 
     Args:
         model: open_clip's CLIP or CustomTextCLIP, frozen and in evaluation mode. Attention, MLP and
@@ -87,8 +86,7 @@ class LoRAAdapter(Adapter):
 
     def _factors(self, target: Target, generator: torch.Generator) -> LowRank:
         s, device = self.settings, self.frozen.parameters[target.name].device
-        balanced = s.init == "balanced"
-        return LowRank(target.size, s.rank, s.scale, s.dropout, balanced, generator, self.dtype, device)
+        return LowRank(target.size, s.rank, s.scale, s.dropout, generator, self.dtype, device)
 
     def _keep_tokens(self, tokens: Sequence[Tensor] | None, device: torch.device) -> None:
         """Tokens [P, context] of all sentences, and the matrix [C, P] that averages them class by class."""
@@ -102,29 +100,26 @@ class LoRAAdapter(Adapter):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Images [B, 3, H, W], preprocessed for the model, to logits [B, C]."""
-        weights = self.weights()
-        images = self._unit(self.frozen.image_features(inputs, _of_tower(weights, vision=True)))
-        return self.log_scale.exp() * (images @ self._class_features(weights).mT)
+        images = self._unit(self.frozen.image_features(inputs, self._paths(vision=True)))
+        return self.log_scale.exp() * (images @ self.class_features().mT)
 
     def class_features(self) -> Tensor:
         """Unit rows [C, d] of the classes, at the present θ."""
-        return self._class_features(self.weights())
-
-    def _class_features(self, weights: Weights) -> Tensor:
         if not self.settings.adapts("text"):
             return self.text
-        sentences = self.frozen.text_features(self.tokens, _of_tower(weights, vision=False))
+        sentences = self.frozen.text_features(self.tokens, self._paths(vision=False))
         return F.normalize(self.averaging @ self._unit(sentences), dim=-1)
+
+    def _paths(self, vision: bool) -> Paths:
+        """The low-rank paths of one tower, by the names of their weights."""
+        paths: dict[str, list[Path]] = {}
+        for target, factors in zip(self.targets, self.factors.values(), strict=True):
+            if target.name.startswith("visual.") == vision:
+                paths.setdefault(target.name, []).append(Path(target.start, target.stop, factors))
+        return paths
 
     def _unit(self, features: Tensor) -> Tensor:
         return F.normalize(features.to(self.dtype), dim=-1)
-
-    def weights(self) -> dict[str, Tensor]:
-        """W₀ + Δ of every targeted weight, by its name in the model, in W₀'s shape and dtype; new tensors."""
-        changes: dict[str, list[tuple[Target, Tensor]]] = {}
-        for target, factors in zip(self.targets, self.factors.values(), strict=True):
-            changes.setdefault(target.name, []).append((target, factors()))
-        return {name: _changed(self.frozen.parameters[name], parts) for name, parts in changes.items()}
 
     @torch.no_grad()
     def merge(self) -> dict[str, Tensor]:
@@ -133,26 +128,16 @@ class LoRAAdapter(Adapter):
         The output of the model with it equals the adapter's up to rounding. To unmerge, load the model's own
         state dict, which never changed.
         """
-        mode = self.training
-        try:
-            return {**self.frozen.clip.state_dict(), **self.eval().weights()}
-        finally:
-            self.train(mode)
+        merged = {name: self.frozen.parameters[name].clone() for name in {t.name for t in self.targets}}
+        for target, factors in zip(self.targets, self.factors.values(), strict=True):
+            rows = merged[target.name][target.start : target.stop]
+            rows += factors.change().view(rows.shape).to(rows.dtype)  # type: ignore[operator]
+        return {**self.frozen.clip.state_dict(), **merged}
 
     def prior_variances(self) -> dict[str, float]:
         """The prior variance of every A, by parameter name: that of its entries at the start. See the class."""
         named = ((f"factors.{label}", factors) for label, factors in self.factors.items())
-        return {f"{name}.A": float(factors.start_variance) for name, factors in named}  # type: ignore[arg-type]
-
-    def jacobian_memory(self, budget: int) -> int:
-        """The `memory` to give a KalmanFilter for its Jacobian rows to take about `budget` bytes.
-
-        In weight space the gradient of one logit of one image passes through ∂logit/∂W of every targeted weight
-        before it meets A and B, and those are all alive at once: measured, the filter's own count (θ alone) is
-        too small by the ratio of the sizes, 96 for rank 4 on q, k, v of ViT-B/32.
-        """
-        weights = sum(self.frozen.parameters[name].numel() for name in {t.name for t in self.targets})
-        return max(1, budget * self.trainable // (self.trainable + weights))
+        return {f"{name}.down.weight": float(factors.start_variance) for name, factors in named}  # type: ignore[arg-type]
 
     @property
     def trainable(self) -> int:
@@ -166,21 +151,3 @@ class LoRAAdapter(Adapter):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.describe().items())
-
-
-def _of_tower(weights: Weights, vision: bool) -> dict[str, Tensor]:
-    return {name: weight for name, weight in weights.items() if name.startswith("visual.") == vision}
-
-
-def _changed(frozen: Tensor, parts: list[tuple[Target, Tensor]]) -> Tensor:
-    """W₀ [out, …] plus changes [stop − start, in] of row ranges, which are ascending."""
-    if len(parts) == 1 and parts[0][0].stop - parts[0][0].start == len(frozen):
-        return frozen + parts[0][1].view(frozen.shape).to(frozen.dtype)
-    pieces, row = [], 0
-    for target, change in parts:
-        pieces.append(frozen[row : target.start])
-        part = frozen[target.start : target.stop]
-        pieces.append(part + change.view(part.shape).to(frozen.dtype))
-        row = target.stop
-    pieces.append(frozen[row:])
-    return torch.cat([piece for piece in pieces if len(piece)])

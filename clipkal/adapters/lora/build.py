@@ -4,6 +4,7 @@ from torch import Tensor
 
 from clipkal.adapters.lora.adapter import LoRAAdapter
 from clipkal.adapters.lora.settings import LoRASettings
+from clipkal.backbones.features import reduced_precision
 from clipkal.backbones.openclip import Backbone
 from clipkal.errors import DataError
 
@@ -18,7 +19,7 @@ def build_lora(
     """LoRA on the towers of `backbone`, zero-shot at the start.
 
     Args:
-        backbone: from `load_backbone`; shared, never changed.
+        backbone: from `load_backbone`; shared, never changed. Its image tower runs in `backbone.precision`.
         prompts: for each of C classes the sentences of its ensemble; only used where the text tower is adapted.
         text_features: `backbones.text_features(backbone, prompts)` [C, d]; only used where it is not.
         settings, learn_scale: see `LoRAAdapter`.
@@ -29,6 +30,7 @@ def build_lora(
         if not prompts or not all(prompts):
             raise DataError("every class needs a sentence")
         tokens = [backbone.tokenizer(sentences) for sentences in prompts]
-    return LoRAAdapter(
-        backbone.model, text_features, backbone.logit_scale, settings, tokens, learn_scale=learn_scale
-    )
+    model = reduced_precision(backbone.model, backbone.precision)
+    adapter = LoRAAdapter(model, text_features, backbone.logit_scale, settings, tokens, learn_scale)
+    adapter.batch_size = backbone.batch_size
+    return adapter

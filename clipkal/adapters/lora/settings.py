@@ -8,7 +8,6 @@ from clipkal.errors import ConfigError
 
 TARGETS = ("q", "k", "v", "out", "fc1", "fc2", "conv")
 TOWERS = ("vision", "text", "both")
-INITS = ("zero", "balanced")
 
 
 @dataclass(frozen=True)
@@ -16,15 +15,14 @@ class LoRASettings:
     """Which weights get a low-rank change, and of what kind. Raises ConfigError for a value that does not exist.
 
     rank: r ≥ 1. alpha: the change is (alpha / rank) · B A (LoRA, arXiv 2106.09685); None: alpha = rank.
-    dropout: probability with which, in training mode, each of the r rank-one terms of a weight is left out of a
-        forward pass (the others are scaled up). Acting on weights it cannot drop inputs token by token, as
-        LoRA's own dropout does. A Kalman filter needs 0: its Jacobian must belong to one function.
+    dropout: of the inputs of the low-rank paths, in training mode. A Kalman filter needs 0: its Jacobian must
+        belong to one function.
     targets: among q, k, v (of attention, each with its own A and B even where the weight is fused), out (its
         output projection), fc1, fc2 (the MLP) and conv (ModifiedResNet's).
     blocks: "all", "first:n", "last:n" or a list of places, negative ones from the end. A ModifiedResNet's blocks
         are its bottlenecks in order and, last, its attention pool.
     towers: vision, text or both.
-    init: "zero" (LoRA's: A Kaiming-uniform, B = 0) or "balanced" (see `factors.LowRank`). seed: of A and B.
+    seed: of A, which starts random; B starts at zero.
     """
 
     rank: int = 4
@@ -33,7 +31,6 @@ class LoRASettings:
     targets: Sequence[str] = ("q", "k", "v")
     blocks: str | Sequence[int] = "all"
     towers: str = "vision"
-    init: str = "zero"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -48,7 +45,6 @@ class LoRASettings:
         for target in self.targets:
             _check_word("targets", target, TARGETS)
         _check_word("towers", self.towers, TOWERS)
-        _check_word("init", self.init, INITS)
         self.pick_blocks([])  # a malformed `blocks` is told at once
 
     @property

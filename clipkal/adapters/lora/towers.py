@@ -1,27 +1,14 @@
-"""The frozen CLIP under a LoRA: run with other weights in the place of some of its own, never written to."""
+"""The frozen CLIP under a LoRA: run with low-rank paths beside some of its weights, never written to."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from clipkal.adapters.lora.paths import LowRankPaths, Path
 from clipkal.errors import ConfigError
 
-Weights = Mapping[str, Tensor]
-
-
-class _Encoder(nn.Module):
-    """One method of a CLIP as a module's forward, for `functional_call`; names get the prefix `clip.`."""
-
-    def __init__(self, clip: nn.Module, method: str):
-        super().__init__()
-        self.clip, self.method = clip, method
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return getattr(self.clip, self.method)(inputs)
+Paths = Mapping[str, Sequence[Path]]
 
 
 class FrozenClip:
@@ -35,36 +22,22 @@ class FrozenClip:
             raise ConfigError(
                 "a LoRA needs a frozen backbone in evaluation mode: model.eval().requires_grad_(False)"
             )
-        self.clip = clip
+        self.clip: Any = clip
         self.parameters = dict(clip.named_parameters())
-        self._image, self._text = _Encoder(clip, "encode_image"), _Encoder(clip, "encode_text")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FrozenClip":
         return self
 
-    def image_features(self, images: Tensor, weights: Weights) -> Tensor:
-        """Images [B, 3, H, W] to features [B, d], not normalised; `weights` replace those of the same name."""
-        return self._call(self._image, images, weights)
+    def image_features(self, images: Tensor, paths: Paths) -> Tensor:
+        """Images [B, 3, H, W] to features [B, d], not normalised; `paths` by the names of their weights."""
+        dtype = next(self.clip.visual.parameters()).dtype
+        with self._with(paths):
+            return self.clip.encode_image(images.to(dtype))
 
-    def text_features(self, tokens: Tensor, weights: Weights) -> Tensor:
+    def text_features(self, tokens: Tensor, paths: Paths) -> Tensor:
         """Token ids [P, context] to features [P, d], not normalised."""
-        return self._call(self._text, tokens, weights)
+        with self._with(paths):
+            return self.clip.encode_text(tokens)
 
-    def _call(self, encoder: _Encoder, inputs: Tensor, weights: Weights) -> Tensor:
-        named = {f"clip.{name}": weight for name, weight in weights.items()}
-        with plain_attention():
-            return functional_call(encoder, named, (inputs,), tie_weights=False)
-
-
-@contextmanager
-def plain_attention() -> Iterator[None]:
-    """Without nn.MultiheadAttention's fused evaluation path, which has neither a vmap rule nor forward AD.
-
-    It would be taken in frozen blocks below the first adapted one, and without gradients in all of them.
-    """
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+    def _with(self, paths: Paths) -> LowRankPaths:
+        return LowRankPaths({self.parameters[name]: own for name, own in paths.items()})

@@ -1,13 +1,15 @@
-"""Covariances P of the parameters behind one interface (base.py): diagonal, low rank, Kronecker, dense."""
+"""Covariances P of the parameters behind one interface (base.py): diagonal (also in a subspace), low rank, Kronecker, dense."""
 
 from clipkal.optim.covariance.base import Covariance
 from clipkal.optim.covariance.dense import Dense
 from clipkal.optim.covariance.diagonal import Diagonal
 from clipkal.optim.covariance.kronecker import Kronecker
 from clipkal.optim.covariance.lowrank import LowRank
+from clipkal.optim.covariance.subspace import Subspace
 
 COVARIANCES: dict[str, type[Covariance]] = {
     "diagonal": Diagonal,
+    "subspace": Subspace,
     "lowrank": LowRank,
     "kronecker": Kronecker,
     "dense": Dense,
@@ -23,4 +25,13 @@ def make_covariance(covariance: str | Covariance) -> Covariance:
     return COVARIANCES[covariance]()
 
 
-__all__ = ["COVARIANCES", "Covariance", "Dense", "Diagonal", "Kronecker", "LowRank", "make_covariance"]
+__all__ = [
+    "COVARIANCES",
+    "Covariance",
+    "Dense",
+    "Diagonal",
+    "Kronecker",
+    "LowRank",
+    "Subspace",
+    "make_covariance",
+]

@@ -20,10 +20,23 @@ class Covariance(ABC):
     """
 
     vector: ParameterVector
+    grows = False
+    """Whether `prepare` changes the state."""
 
     @abstractmethod
     def allocate(self, vector: ParameterVector, prior: Tensor) -> None:
         """P ← diag(prior), prior [n]."""
+
+    def prepare(self, jacobian: Jacobian) -> Jacobian:
+        """The Jacobian as `update` wants it."""
+        return jacobian
+
+    def relinearise(self, prepared: Jacobian, images: slice) -> Jacobian | None:
+        """The prepared Jacobian of some images at the θ of now, where that is known without the model; else None."""
+        return None
+
+    def settle(self) -> None:  # noqa: B027
+        """The updates of a step are over: θ is to hold all of them."""
 
     @abstractmethod
     def update(self, jacobian: Jacobian, measurement: Measurement, weigher: Weigher) -> Innovation:

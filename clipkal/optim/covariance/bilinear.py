@@ -16,35 +16,19 @@ Precision: float32 state is multiplied in float32 and solved in float64; above W
 since the rounding of K, some 1e-7 ‖K‖, is to be small against the unit noise.
 """
 
-import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from clipkal.optim.covariance.base import draw_normal
+from clipkal.optim.covariance.blocks import BlockUpdate, Pairs, diagonal_form, too_wide, weighted_gram
+from clipkal.optim.covariance.categorical import solve_categorical
 from clipkal.optim.innovation import Innovation, Weigher, innovate
-from clipkal.optim.jacobian import FEW_CLASSES, BilinearJacobian
-from clipkal.optim.linalg import log_det, pair_indices, unit_cholesky
-from clipkal.optim.measurement import EVERY, CategoricalMeasurement, Measurement
-
-WIDE = 1e3
-
-
-@dataclass
-class BlockUpdate:
-    """What the kernel found, in the dtype of the state or float64 (see Precision).
-
-    direction [b, p]: d_i. curvature [pairs, p]: v_ij, counted twice for i < j. products [pairs, q]: f_i ∘ f_j.
-    extra_direction, extra_curvature [e]: Σ_i d_i and Σ_ij v_ij of the parameters outside the matrix.
-    """
-
-    direction: Tensor
-    curvature: Tensor
-    products: Tensor
-    extra_direction: Tensor
-    extra_curvature: Tensor
-    innovation: Innovation
+from clipkal.optim.jacobian import BilinearJacobian
+from clipkal.optim.linalg import log_det, unit_cholesky
+from clipkal.optim.measurement import CategoricalMeasurement, Measurement
 
 
 def solve_block(
@@ -53,27 +37,25 @@ def solve_block(
     extra_variance: Tensor,
     measurement: Measurement,
     weigher: Weigher,
+    iterations: int = 1,
 ) -> BlockUpdate:
-    """Solves one block for variance [p, q] and extra_variance [e]; changes nothing."""
+    """Solves one block for variance [p, q] and extra_variance [e]; changes nothing.
+
+    iterations: see categorical.py; one image with more classes than p is linearised once.
+    """
     b, m = measurement.residual.shape
     C, p = jacobian.left.shape
     plain = type(measurement) is CategoricalMeasurement
     if b == 1 and plain and p + len(extra_variance) < C and not weigher.adaptive:
         return _solve_dual(jacobian, variance, extra_variance, measurement, weigher)
-    solve = _solve_logits if 2 * m >= C else _solve_outputs
+    solve: Callable[..., BlockUpdate | None] = _solve_logits if 2 * m >= C else _solve_outputs
+    if isinstance(measurement, CategoricalMeasurement):
+        solve = partial(solve_categorical, iterations=iterations)
     update = solve(jacobian, variance, extra_variance, measurement, weigher)
     if update is None:
         update = solve(jacobian.double(), variance.double(), extra_variance.double(), measurement, weigher)
     assert update is not None
     return update
-
-
-def _too_wide(blocks: Tensor) -> bool:
-    """Whether float32 will not do; FloatingPointError if the blocks are not finite."""
-    largest = float(blocks.abs().amax())
-    if not math.isfinite(largest) and blocks.dtype == torch.float64:
-        raise FloatingPointError("the innovation covariance is not finite; step refused")
-    return blocks.dtype != torch.float64 and not largest <= WIDE
 
 
 def _solve_logits(
@@ -84,24 +66,28 @@ def _solve_logits(
     weigher: Weigher,
 ) -> BlockUpdate | None:
     """By way of K [pairs, C, C]; None if it needs float64."""
-    F = jacobian.right
-    i, j, count = _pairs(F)
+    F, m = jacobian.right, measurement.residual.shape[1]
+    pairs = Pairs(len(F), F.device)
+    i, j = pairs.first, pairs.second
     products = F[i] * F[j]
-    K = _weighted_gram(jacobian, products @ variance.mT)
-    if _too_wide(K):
+    K = weighted_gram(jacobian, products @ variance.mT)
+    if too_wide(K):
         return None
     K = K.double()
     z = jacobian.extra.double() if len(extra_variance) else None
     if z is not None:
         K = K + (z[i] * extra_variance.double()) @ z[j].mT
     blocks = measurement.pull(measurement.pull(K, i).mT, j).mT
-    innovation = innovate(_assemble(blocks, i, j), measurement, weigher)
-    N = measurement.push(measurement.push(_blocks(innovation, i, j, count), i).mT, j).mT
+    innovation = innovate(pairs.assemble(blocks).view(len(F), m, len(F), m), measurement, weigher)
+    assert innovation.matrix is not None
+    N = measurement.push(
+        measurement.push(pairs.blocks(innovation.matrix.reshape(len(F) * m, -1)), i).mT, j
+    ).mT
     score = measurement.push(innovation.vector[..., None])[..., 0]
     none = score.new_zeros(0)
     return BlockUpdate(
         direction=score.to(F.dtype) @ jacobian.left,
-        curvature=_diagonal_form(jacobian, N.to(F.dtype)),
+        curvature=diagonal_form(jacobian, N.to(F.dtype)),
         products=products,
         extra_direction=none if z is None else (score[..., None] * z).sum((0, 1)),
         extra_curvature=none if z is None else ((N @ z[j]) * z[i]).sum((0, 1)),
@@ -117,18 +103,20 @@ def _solve_outputs(
     weigher: Weigher,
 ) -> BlockUpdate | None:
     """By way of G_i = Q_iᵀ left [m, p]; None if it needs float64."""
-    F, G = jacobian.right, measurement.pull(jacobian.left)
-    i, j, count = _pairs(F)
+    F, G, m = jacobian.right, measurement.pull(jacobian.left), measurement.residual.shape[1]
+    pairs = Pairs(len(F), F.device)
+    i, j = pairs.first, pairs.second
     products = F[i] * F[j]
     U = products @ variance.mT
-    if len(F) > 1 and _too_wide(U * (G.abs().amax() ** 2).to(U.dtype)):
+    if len(F) > 1 and too_wide(U * G.abs().amax().square().to(U.dtype)):
         return None
     blocks = (G[i] * U[:, None, :].double()) @ G[j].mT
     g = measurement.pull(jacobian.extra) if len(extra_variance) else None
     if g is not None:
         blocks = blocks + (g[i] * extra_variance.double()) @ g[j].mT
-    innovation = innovate(_assemble(blocks, i, j), measurement, weigher)
-    M = _blocks(innovation, i, j, count)
+    innovation = innovate(pairs.assemble(blocks).view(len(F), m, len(F), m), measurement, weigher)
+    assert innovation.matrix is not None
+    M = pairs.blocks(innovation.matrix.reshape(len(F) * m, -1))
     vector = innovation.vector[:, None, :]
     none = G.new_zeros(0)
     return BlockUpdate(
@@ -139,47 +127,6 @@ def _solve_outputs(
         extra_curvature=none if g is None else ((M @ g[j]) * g[i]).sum((0, 1)),
         innovation=innovation,
     )
-
-
-def _pairs(F: Tensor) -> tuple[Tensor | slice, Tensor | slice, Tensor | None]:
-    """Pairs i ≤ j of the images of F and their counts in a symmetric sum; slices where there is but one image."""
-    return (EVERY, EVERY, None) if len(F) == 1 else pair_indices(len(F), F.device)
-
-
-def _assemble(blocks: Tensor, i: Tensor | slice, j: Tensor | slice) -> Tensor:
-    """[b, m, b, m] from its blocks [pairs, m, m]."""
-    if isinstance(i, slice):
-        return blocks[:, :, None, :]
-    b, m = int(i[-1]) + 1, blocks.shape[-1]
-    gram = blocks.new_empty(b, b, m, m)
-    gram[i, j] = blocks
-    gram[j, i] = blocks.mT
-    return gram.permute(0, 2, 1, 3)
-
-
-def _blocks(innovation: Innovation, i: Tensor | slice, j: Tensor | slice, count: Tensor | None) -> Tensor:
-    """The blocks M_ij [pairs, m, m] of D S⁻¹ D, times their counts."""
-    assert innovation.matrix is not None
-    if count is None:
-        return innovation.matrix[:, :, 0, :]
-    return innovation.matrix.permute(0, 2, 1, 3)[i, j] * count[:, None, None]
-
-
-def _weighted_gram(jacobian: BilinearJacobian, U: Tensor) -> Tensor:
-    """left diag(u) leftᵀ [k, C, C] for every row u of U [k, p]."""
-    left = jacobian.left
-    C = len(left)
-    if C > FEW_CLASSES or len(U) == 1:
-        return (left * U[:, None, :]) @ left.mT
-    return (U @ jacobian.left_products().mT).view(-1, C, C)
-
-
-def _diagonal_form(jacobian: BilinearJacobian, N: Tensor) -> Tensor:
-    """diag(leftᵀ N left) [k, p] for every N of [k, C, C]."""
-    left = jacobian.left
-    if len(left) > FEW_CLASSES or len(N) == 1:
-        return ((N @ left) * left).sum(1)
-    return N.flatten(1) @ jacobian.left_products()
 
 
 def _solve_dual(

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from clipkal.optim.base import check_finite
 from clipkal.optim.covariance.base import Covariance, class_cotangents, draw_normal
-from clipkal.optim.covariance.bilinear import BlockUpdate, logit_covariance, logit_noise, solve_block
+from clipkal.optim.covariance.bilinear import logit_covariance, logit_noise, solve_block
+from clipkal.optim.covariance.blocks import BlockUpdate
 from clipkal.optim.innovation import Innovation, Weigher, innovate
 from clipkal.optim.jacobian import BilinearJacobian, Jacobian
 from clipkal.optim.linalg import gram_matrix, psd_root
@@ -32,12 +33,15 @@ class Diagonal(Covariance):
     """n variances.
 
     form: "gain" (FD) or "information" (VD), of the variances; the mean always takes the gain.
+    iterations: how often a block is linearised at most, for the categorical observation of bilinear models.
     """
 
-    def __init__(self, form: str = "gain"):
+    def __init__(self, form: str = "gain", iterations: int = 1):
         if form not in ("gain", "information"):
             raise ValueError(f"form must be gain or information, got {form!r}")
-        self.form = form
+        if iterations < 1:
+            raise ValueError(f"iterations must be positive, got {iterations}")
+        self.form, self.iterations = form, iterations
 
     def allocate(self, vector: ParameterVector, prior: Tensor) -> None:
         self.vector = vector
@@ -61,7 +65,7 @@ class Diagonal(Covariance):
         self.vector.add_(delta)
         if self.form == "gain":  # colsum((L H̃)²) with Lᵀ L = D S⁻¹ D
             root = psd_root(innovation.matrix.reshape(b * m, b * m)).mT.to(flat.dtype)
-            self._fall(self.variance, (root @ flat).square().sum(0))
+            fall_(self.variance, (root @ flat).square().sum(0))
         else:
             weights = innovation.weights.repeat_interleave(m).to(flat.dtype)
             self._gather_information(self.variance, weights @ flat.square())
@@ -71,7 +75,7 @@ class Diagonal(Covariance):
         self, jacobian: BilinearJacobian, measurement: Measurement, weigher: Weigher
     ) -> Innovation:
         P, extra = self._parts(self.variance)
-        block = solve_block(jacobian, P, extra, measurement, weigher)
+        block = solve_block(jacobian, P, extra, measurement, weigher, self.iterations)
         parts = [block.direction, block.curvature]
         if len(extra):
             parts += [block.extra_direction, block.extra_curvature]
@@ -80,9 +84,9 @@ class Diagonal(Covariance):
         self._move(P, extra, block, jacobian.right)
         if self.form == "gain":
             fall = (block.curvature.to(block.products.dtype).mT @ block.products).to(P.dtype)
-            self._fall(P, fall)
+            fall_(P, fall)
             if len(extra):
-                self._fall(extra, block.extra_curvature.to(P.dtype))
+                fall_(extra, block.extra_curvature.to(P.dtype))
         else:
             self._gather_bilinear(P, extra, jacobian, measurement, block.innovation.weights)
         return block.innovation
@@ -107,11 +111,6 @@ class Diagonal(Covariance):
         self._gather_information(P, left.mT.to(P.dtype) @ jacobian.right.square())
         column = weights[:, None] * measurement.pull(jacobian.extra).square().sum(1)
         self._gather_information(extra, column.sum(0).to(P.dtype))
-
-    def _fall(self, p: Tensor, x: Tensor) -> None:
-        """p ← p ∘ (1 − p ∘ x), in place; x is overwritten."""
-        x.mul_(p).clamp_(0.0, 1 - 10 * torch.finfo(p.dtype).eps)  # beyond, rounding could reach 0
-        p.addcmul_(p, x, value=-1.0)
 
     def _gather_information(self, p: Tensor, x: Tensor) -> None:
         """p ← p / (1 + p ∘ x), in place; x is overwritten."""
@@ -138,12 +137,8 @@ class Diagonal(Covariance):
         self.variance = self.variance / (1 + precision * self.variance)
 
     def unshrink(self, precision: float) -> None:
-        """p ← p₀ / (1 + p₀ d) with d = 1/p⁺ − 1/p̃ ≥ 0, what the updates added to the precision p̃⁻¹ = p₀⁻¹ + λ."""
         assert self.before_shrink is not None
-        before, after = self.before_shrink, self.variance
-        shrunk = before / (1 + precision * before)
-        gained = ((shrunk - after) / (shrunk * after)).clamp_(min=0.0)
-        self.variance = before / (1 + before * gained)
+        self.variance = unshrunk(self.before_shrink, self.variance, precision)
         self.before_shrink = None
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -166,3 +161,16 @@ class Diagonal(Covariance):
     def assign(self, tensors: dict[str, Tensor]) -> None:
         self.variance, self.floor = tensors["variance"], tensors["floor"]
         self.before_shrink = None
+
+
+def fall_(p: Tensor, x: Tensor) -> None:
+    """p ← p ∘ (1 − p ∘ x), in place; x is overwritten."""
+    x.mul_(p).clamp_(0.0, 1 - 10 * torch.finfo(p.dtype).eps)  # beyond, rounding could reach 0
+    p.addcmul_(p, x, value=-1.0)
+
+
+def unshrunk(before: Tensor, after: Tensor, precision: float) -> Tensor:
+    """p₀ / (1 + p₀ d) with d = 1/p⁺ − 1/p̃ ≥ 0, what the updates added to the precision p̃⁻¹ = p₀⁻¹ + λ."""
+    shrunk = before / (1 + precision * before)
+    gained = ((shrunk - after) / (shrunk * after)).clamp_(min=0.0)
+    return before / (1 + before * gained)

@@ -13,13 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite
+from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, check_finite_everywhere
+from clipkal.optim.distributed import Group, all_reduce_mean, broadcast, world_size
 from clipkal.optim.function_space.basis import reduce
 from clipkal.optim.function_space.evidence import laplace_evidence
 from clipkal.optim.function_space.hyper import fit
 from clipkal.optim.function_space.posterior import Posterior
 from clipkal.optim.function_space.sampling import FunctionDraws
 from clipkal.optim.function_space.settings import Settings
+from clipkal.optim.function_space.transfer import OtherClasses
+from clipkal.optim.gathering import Deal
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,13 @@ class Seen:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def gathered(self, group: Group | None) -> "Seen":
+        """What all processes were shown, in the order of distributed.py."""
+        if world_size(group) == 1:
+            return self
+        deal = Deal.of(len(self), self.labels.device, group)
+        return Seen(*(deal.gather(getattr(self, f.name)) for f in fields(Seen)))
 
     def plus(self, other: "Seen") -> "Seen":
         return Seen(*(torch.cat((getattr(self, f.name), getattr(other, f.name))) for f in fields(Seen)))
@@ -58,6 +68,8 @@ class FunctionSpaceFilter(BatchOptimizer):
         draw_logit_sd: for temperature="unit".
         probes, seed: of the Lanczos log-determinant; the seed also of the cross-validation's draws.
         max_direct: largest number of unknowns for a Cholesky factor (8·D² bytes).
+        group: the processes that share each batch where `torch.distributed` is initialised; None: all. Every one gathers
+            features and labels of all, exactly, and solves the whole problem: memory is shared by none.
 
     Every step solves for everything seen so far, so the order of batches does not matter; one step with all the shots is the usual
     use. Memory: N·(q + C) numbers kept, a few times N·C and r·t while solving. Cost: reduced.py, newton.py.
@@ -80,6 +92,7 @@ class FunctionSpaceFilter(BatchOptimizer):
         probes: int = 8,
         seed: int = 0,
         max_direct: int = 1500,
+        group: Group | None = None,
     ):
         self.settings = Settings(
             prior, scale, temperature, solver, precision, scale_sd, ratio, prior_logit_sd, prior_spread,
@@ -88,11 +101,14 @@ class FunctionSpaceFilter(BatchOptimizer):
         self.settings.check()
         _check_model(model, scale)
         super().__init__(model)
+        self.group = group
+        broadcast(list(model.parameters()), group)
         log_scale = getattr(model, "log_scale", None)
         self.reference_scale = log_scale.detach().clone() if isinstance(log_scale, Tensor) else None
         self.left: Tensor | None = None
         self.seen: Seen | None = None
         self.posterior: Posterior | None = None
+        self._reading: Posterior | OtherClasses | None = None  # over the model's present classes
         self._draws: tuple[tuple[int, int], FunctionDraws] | None = None
 
     @torch.no_grad()
@@ -127,7 +143,7 @@ class FunctionSpaceFilter(BatchOptimizer):
 
     def _linearise(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Seen, float]:
         """Left factors, the batch as the filter keeps it, and its loss at the current weight; refuses what is not finite."""
-        check_finite(inputs, "inputs")
+        check_finite_everywhere(inputs, "inputs", self.group)
         if targets.ndim != 1 or len(targets) != len(inputs) or targets.is_floating_point() or not len(inputs):
             found = f"{tuple(targets.shape)} {targets.dtype}"
             raise ValueError(f"targets must be {len(inputs)} class indices, at least one; got {found}")
@@ -137,22 +153,26 @@ class FunctionSpaceFilter(BatchOptimizer):
                 f"targets must lie in 0…{logits.shape[-1] - 1}, got {int(targets.min())}…{int(targets.max())}"
             )
         offset, left, right = self._affine(inputs)
+        left = left if self.left is None else self.left
         named = ((logits, "logits"), (offset, "logits at weight 0"), (right, "features"), (left, "left"))
         for value, name in named:
             check_finite(value, name)
         labels = targets.to(offset.device, torch.long).clone()
         loss = nn.functional.cross_entropy(logits.double(), labels)
-        return left, Seen(right.clone(), offset.clone(), labels), float(loss)
+        all_reduce_mean([loss], len(labels), self.group)
+        return left, Seen(right.clone(), offset.clone(), labels).gathered(self.group), float(loss)
 
     def _affine(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits at W = 0 [B, C], left [C, p] and right [B, q], all at the reference scale."""
         weight: Tensor = self.model.weight  # type: ignore[assignment]
         state = {"weight": torch.zeros_like(weight)}
+        to_reference: float | Tensor = 1.0
         if self.reference_scale is not None:
             state["log_scale"] = self.reference_scale
+            to_reference = (self.reference_scale - self.model.log_scale.detach()).exp()  # type: ignore[operator]
         offset = functional_call(self.model, state, (inputs,))
         left, right = self.model.jacobian_factors(inputs)  # type: ignore[operator]
-        return offset.detach(), left.detach().clone() if self.left is None else self.left, right.detach()
+        return offset.detach(), to_reference * left.detach(), right.detach()
 
     @torch.no_grad()
     def _write(self) -> None:
@@ -172,10 +192,10 @@ class FunctionSpaceFilter(BatchOptimizer):
 
         A generator stands for a set of functions: its *initial seed* and n fix the draws, whatever else it was used for, and the
         last set is kept. So a test set may come in any batches; the draws are made once. None: fresh draws from torch's own
-        generator.
+        generator. The classes are those the model has now: the learnt ones, or others (transfer.py).
         """
+        _, offset, right = self._read(inputs)
         draws = self.draw(n, generator, tolerance)
-        offset, _, right = self._affine(inputs)
         return draws.logits(offset.to(draws.classes), right.to(draws.classes))
 
     @torch.no_grad()
@@ -183,7 +203,7 @@ class FunctionSpaceFilter(BatchOptimizer):
         self, n: int, generator: torch.Generator | None = None, tolerance: float | None = None
     ) -> FunctionDraws:
         """n functions from the posterior, in float32; tolerance: of the CG residual (1e-8; 1e-2 for float32 solves)."""
-        posterior = self._require()
+        posterior = self._reading or self._require()
         if generator is None:
             return posterior.draw(n, None, tolerance)
         key = (n, generator.initial_seed())
@@ -195,9 +215,17 @@ class FunctionSpaceFilter(BatchOptimizer):
     @torch.no_grad()
     def logit_covariance(self, inputs: Tensor) -> Tensor:
         """Exact covariance [B, C, C] of `logit_samples`; B·(t + 1) solves and B·C² memory."""
-        posterior = self._require()
-        offset, _, right = self._affine(inputs)
+        posterior, offset, right = self._read(inputs)
         return posterior.logit_covariance(offset, right)
+
+    def _read(self, inputs: Tensor) -> tuple[Posterior | OtherClasses, Tensor, Tensor]:
+        """The posterior over the model's present classes, zero-weight logits [B, C] and features [B, q]."""
+        learnt = self._require()
+        offset, left, right = self._affine(inputs)
+        if self._reading is None or not _same(left, self._reading.left):
+            self._reading = learnt if _same(left, learnt.left) else OtherClasses.of(learnt, left)
+            self._draws = None  # they are of other classes
+        return self._reading, offset, right
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
@@ -212,7 +240,8 @@ class FunctionSpaceFilter(BatchOptimizer):
     # -- checkpoints ---------------------------------------------------------------------------------------------------------------
 
     def _adopt(self, posterior: Posterior | None) -> None:
-        self.posterior, self._draws = posterior, None
+        self.posterior = self._reading = posterior
+        self._draws = None
 
     def extra_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"reference_scale": self.reference_scale}
@@ -229,6 +258,11 @@ class FunctionSpaceFilter(BatchOptimizer):
         self.seen = Seen(**state["seen"])
         self._adopt(Posterior.from_state(state["posterior"]))
         self.left = self._require().left
+
+
+def _same(left: Tensor, other: Tensor) -> bool:
+    """Whether two sets of left factors are of the same classes, up to the rounding of a scale."""
+    return left.shape == other.shape and torch.allclose(left, other.to(left))
 
 
 def _check_model(model: nn.Module, scale: str) -> None:

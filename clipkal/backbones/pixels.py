@@ -1,0 +1,121 @@
+"""A whole few-shot task as preprocessed images, for adapters inside the towers."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clipkal.backbones.cache import CacheDir
+from clipkal.backbones.features import _batches
+from clipkal.backbones.openclip import PRECOMPUTED, Backbone
+from clipkal.backbones.progress import progress_bar
+from clipkal.backbones.prompts import text_features
+from clipkal.backbones.task import Skipped, check_transfer, seen_through
+from clipkal.data.sets import AnySet, ImageSet
+from clipkal.data.task import FewShotTask
+from clipkal.errors import ConfigError, DataError
+
+KEEP = 1 << 29
+"""Bytes of preprocessed images that a set may hold in memory; a larger one is decoded anew each time it is used."""
+
+
+class Pixels:
+    """The images of a set as inputs of a model, decoded when asked: pixels[rows] is float32 [n, 3, H, W].
+
+    rows: a slice or an int64 tensor. Raises DataError for an image that cannot be decoded.
+    """
+
+    def __init__(self, backbone: Backbone, image_set: ImageSet, workers: int = 0):
+        self.backbone, self.image_set, self.workers = backbone, image_set, workers
+
+    def __len__(self) -> int:
+        return len(self.image_set)
+
+    def __getitem__(self, rows: slice | Tensor) -> Tensor:
+        chosen = range(len(self))[rows] if isinstance(rows, slice) else rows
+        parts = []
+        for images, problems in _batches(self.backbone, self.image_set.subset(chosen), self.workers):
+            if problems:
+                raise DataError(problems[0][1])
+            assert images is not None
+            parts.append(images)
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class PixelSet:
+    """A labelled set as model inputs; `features` takes rows like the features of a `FeatureSet`.
+
+    features: float32 [N, 3, H, W], or `Pixels`. digest: of the images and the transform. The rest as in `ImageSet`.
+    """
+
+    name: str
+    ids: list[str]
+    labels: Tensor
+    features: Tensor | Pixels
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def pixelise(
+    backbone: Backbone | None,
+    task: FewShotTask,
+    cache_dir: CacheDir = None,
+    workers: int = 0,
+    progress: bool = True,
+    on_bad_image: str = "error",
+) -> tuple[FewShotTask, Skipped]:
+    """The same task with `PixelSet`s in the place of images, and the class features of its prompts.
+
+    Arguments, result and errors as `featurise`; the cache holds class features only.
+    """
+    if backbone is None or not isinstance(task.shots, ImageSet):
+        raise ConfigError(
+            f"adapter=lora learns from images, but dataset {task.name} or backbone={PRECOMPUTED} has features only: "
+            "type adapter=linear, or a dataset of images"
+        )
+    check_transfer(task)
+    seeing, skipped = backbone, Skipped()
+
+    def through(role: str, image_set: AnySet, on_bad: str) -> PixelSet:
+        assert isinstance(image_set, ImageSet)  # FewShotTask: all sets are of one kind
+        seen, lost = _pixels(seeing, image_set, workers, progress, on_bad)
+        if lost:
+            skipped[role] = lost
+        return seen
+
+    text = lambda prompts: text_features(seeing, prompts, cache_dir, progress)
+    return seen_through(task, through, text, backbone.logit_scale, on_bad_image), skipped
+
+
+def _pixels(
+    backbone: Backbone, image_set: ImageSet, workers: int, progress: bool, on_bad: str
+) -> tuple[PixelSet, list[str]]:
+    """The set as pixels, in memory where they fit, and the ids of the images left out."""
+    first = next(iter(_batches(backbone, image_set.subset([0]), 0)))[0]
+    small = first is not None and len(image_set) * first.nbytes <= KEEP
+    if not small and on_bad != "skip":
+        return _set(backbone, image_set, Pixels(backbone, image_set, workers)), []
+    kept: list[Tensor] = []
+    bad: list[int] = []
+    with progress_bar(f"images of {image_set.name}", len(image_set), progress) as advance:
+        for images, problems in _batches(backbone, image_set, workers):
+            if problems and on_bad != "skip":
+                raise DataError(problems[0][1])
+            bad += [place for place, _ in problems]
+            if images is not None and small:
+                kept.append(images)
+            advance(len(problems) + (0 if images is None else len(images)))
+    good = image_set.subset([i for i in range(len(image_set)) if i not in set(bad)]) if bad else image_set
+    if not len(good):
+        raise DataError(f"{image_set.name}: not one of its {len(image_set)} images can be used")
+    features = torch.cat(kept) if small else Pixels(backbone, good, workers)
+    return _set(backbone, good, features), [image_set.ids[i] for i in bad]
+
+
+def _set(backbone: Backbone, image_set: ImageSet, features: Tensor | Pixels) -> PixelSet:
+    return PixelSet(
+        image_set.name, image_set.ids, image_set.labels, features, image_set.digest + backbone.transform
+    )

@@ -1,0 +1,122 @@
+"""From the images of each process to the Jacobian of the whole batch: one place, whatever the model and the covariance.
+
+Bilinear models gather their factors, C + q numbers an image; others their whitened rows, m·n an image. distributed.py
+says in which order.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from clipkal.optim.distributed import Group, world_size
+from clipkal.optim.jacobian import BilinearJacobian, Jacobian, JacobianRoute
+from clipkal.optim.measurement import EVERY, Measurement
+from clipkal.optim.vector import ParameterVector
+
+
+@dataclass(frozen=True)
+class Deal:
+    """Which process holds which image of the whole batch. owners: [B] rank of each image."""
+
+    owners: Tensor
+    rank: int
+    group: Group | None
+
+    @classmethod
+    def of(cls, images: int, device: torch.device, group: Group | None = None) -> "Deal":
+        """The deal of a batch of which this process holds `images`."""
+        mine = torch.tensor([images], device=device)
+        held = [torch.empty_like(mine) for _ in range(world_size(group))]
+        dist.all_gather(held, mine, group=group)
+        counts = torch.cat(held)
+        if not counts.all():
+            raise ValueError(f"every process needs an image of each batch, they have {counts.tolist()}")
+        position = torch.arange(int(counts.max()), device=device)
+        return cls((position[:, None] < counts).nonzero()[:, 1], dist.get_rank(group), group)
+
+    def mine(self, images: slice = EVERY) -> slice:
+        """This process's own part of a slice of the whole batch."""
+        before = int((self.owners[: images.start or 0] == self.rank).sum())
+        return slice(before, before + int((self.owners[images] == self.rank).sum()))
+
+    def gather(self, part: Tensor, images: slice = EVERY) -> Tensor:
+        """The values [b, …] of all images of a slice, from each process's own [b_r, …]."""
+        owners = self.owners[images]
+        counts = torch.bincount(owners, minlength=world_size(self.group))
+        padded = part.new_zeros(int(counts.max()), *part.shape[1:])
+        padded[: len(part)] = part.detach()
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded, group=self.group)
+        whole = part.new_empty(len(owners), *part.shape[1:])
+        for rank, (count, values) in enumerate(zip(counts.tolist(), parts, strict=True)):
+            whole[owners == rank] = values[:count]
+        return whole
+
+
+@dataclass
+class GatheredJacobian(Jacobian):
+    """J of a slice of the whole batch, each process holding the images it dealt itself (local; None: it has none)."""
+
+    logits: Tensor
+    vector: ParameterVector
+    local: Jacobian | None
+    deal: Deal
+    images: slice
+
+    def _pull_mine(self, cotangents: Tensor) -> Tensor:
+        mine = cotangents[self.deal.owners[self.images] == self.deal.rank]
+        if self.local is None:
+            return mine.new_zeros(0, cotangents.shape[-1], self.vector.size, dtype=self.vector.dtype)
+        return self.local.pull(mine)
+
+    def pull(self, cotangents: Tensor) -> Tensor:
+        return self.deal.gather(self._pull_mine(cotangents), self.images)
+
+    def gradient_norm2(self, cotangents: Tensor) -> Tensor:
+        gradient = self._pull_mine(cotangents[..., None]).double().sum((0, 1))
+        dist.all_reduce(gradient, group=self.deal.group)
+        return gradient.square().sum()
+
+    def squared_rows(self, measurement: Measurement) -> dict[str, Tensor]:
+        rows = self._pull_mine(measurement.cotangents())
+        squares = {name: self.vector.view(rows, name).double().square().sum() for name in self.vector.names}
+        for square in squares.values():
+            dist.all_reduce(square, group=self.deal.group)
+        return squares
+
+
+class DistributedRoute(JacobianRoute):
+    """A route whose batches are the whole group's; a process linearises only its own images."""
+
+    def __init__(self, route: JacobianRoute, vector: ParameterVector, group: Group | None = None):
+        self.route, self.vector, self.group = route, vector, group
+
+    def deal(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Starts a batch of which this process holds inputs and targets [b, …]; returns the targets of all of it."""
+        if len(inputs) != len(targets):
+            raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")
+        self.dealt = Deal.of(len(inputs), self.vector.device, self.group)
+        return self.dealt.gather(targets)
+
+    def linearise(self, inputs: Tensor) -> Jacobian:
+        self.whole = self.route.linearise(inputs)
+        return self._gather(self.whole, self.dealt.gather(self.whole.logits), EVERY)
+
+    def relinearise(self, whole: Jacobian, inputs: Tensor, images: slice) -> Jacobian:
+        """images: of the whole batch; inputs: this process's own, as they were linearised last."""
+        mine = self.dealt.mine(images)
+        local = self.route.relinearise(self.whole, inputs, mine) if mine.stop > mine.start else None
+        logits = self.dealt.gather(self.whole.logits[:0] if local is None else local.logits, images)
+        return self._gather(local, logits, images)
+
+    def _gather(self, local: Jacobian | None, logits: Tensor, images: slice) -> Jacobian:
+        if not isinstance(self.whole, BilinearJacobian):
+            return GatheredJacobian(logits, self.vector, local, self.dealt, images)
+        part = self.whole if local is None else local
+        assert isinstance(part, BilinearJacobian)
+        none = slice(0, 0) if local is None else EVERY
+        right = self.dealt.gather(part.right[none], images)
+        extra = logits[..., None][..., : part.extra.shape[-1]]
+        return replace(part, logits=logits, right=right, extra=extra)

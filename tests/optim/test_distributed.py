@@ -1,0 +1,156 @@
+"""Two gloo processes that hold half of each batch against one process that holds it all; float64, rtol 1e-9."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from kalman_models import bilinear, theta
+from torch import Tensor, nn
+
+from clipkal.optim import FirstOrder, FunctionSpaceFilter, KalmanFilter
+from clipkal.optim.baselines import build_baseline
+from clipkal.optim.covariance import Diagonal
+from clipkal.optim.distributed import all_reduce_mean, anywhere, world_size
+from clipkal.optim.presets import kalman, kalman_clip, loko, rkalman
+
+WORLD = 2
+Make = Callable[[nn.Module], Any]
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 4)).double()
+
+
+def scaled() -> nn.Module:
+    return bilinear(train_scale=True)
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], Make]] = {
+    "diagonal": (bilinear, KalmanFilter),
+    "subspace": (bilinear, lambda m: KalmanFilter(m, covariance="subspace", block=3)),
+    "dense": (bilinear, lambda m: KalmanFilter(m, covariance="dense", block=3)),
+    "kronecker": (bilinear, lambda m: KalmanFilter(m, covariance="kronecker", block=None)),
+    "one image at a time": (bilinear, loko),
+    "gates, EMA noise": (bilinear, lambda m: kalman_clip(m, block=3)),
+    "rho, fading": (scaled, lambda m: rkalman(m, rho_as="relative", fading=0.9, process_noise=1e-3)),
+    "net, diagonal": (net, lambda m: KalmanFilter(m, covariance=Diagonal("information"), block=3)),
+    "net, lowrank": (net, lambda m: KalmanFilter(m, covariance="lowrank", rho=0.01)),
+    "net, scalar observation": (net, lambda m: kalman_clip(m, gate="imq")),
+    "net, one image at a time": (net, lambda m: kalman(m, block=1)),
+    "function space": (bilinear, lambda m: FunctionSpaceFilter(m, precision="float64")),
+    "adamw": (net, lambda m: FirstOrder(m, torch.optim.AdamW(m.parameters(), lr=0.01))),
+    "sam": (net, lambda m: build_baseline("sam", m, lr=0.01)),
+}
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    """Three batches of 8, 7 and 8 images: the processes need not have equally many."""
+    generator = torch.Generator().manual_seed(3)
+    sizes = (8, 7, 8)
+    return [
+        (torch.randn(b, 6, generator=generator).double(), torch.randint(4, (b,), generator=generator))
+        for b in sizes
+    ]
+
+
+def fitted(name: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    """What is left after three steps on this process's share, dealt as `DistributedSampler` deals."""
+    torch.manual_seed(
+        rank if world > 1 else 0
+    )  # other processes start elsewhere: the first one's start counts
+    make_model, make = CASES[name]
+    model = make_model()
+    if isinstance(getattr(model, "text", None), Tensor):
+        model.text.copy_(torch.linspace(-1, 1, 20).double().sin().view(4, 5) * 3)
+    optimiser = make(model)
+    infos = [optimiser.step(x[rank::world], y[rank::world]) for x, y in batches()]
+    result = {"theta": theta(model), "loss": torch.tensor([i.loss for i in infos])}
+    if infos[0].log_evidence is not None:
+        result["evidence"] = torch.tensor([i.log_evidence for i in infos])
+    if isinstance(optimiser, KalmanFilter):
+        result |= optimiser.noise.state_dict()
+        result["covariance"] = optimiser.logit_covariance(batches()[0][0])  # each process's own inputs
+    return result
+
+
+def _worker(rank: int, file: str, out: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=WORLD)
+    results: dict[str, Any] = {name: fitted(name, rank, WORLD) for name in CASES}
+    results["refused"] = _refusals(rank)
+    mean, images = torch.tensor([1.0, 4.0]) + rank, 3 - 2 * rank
+    all_reduce_mean([mean], images)
+    results["mean"] = mean
+    torch.save(results, f"{out}.{rank}")
+    dist.destroy_process_group()
+
+
+def _refusals(rank: int) -> list[bool]:
+    """Every process refuses what one refuses, and goes on with the next batch."""
+    refused = []
+    for make in (KalmanFilter, lambda m: FirstOrder(m, torch.optim.SGD(m.parameters(), lr=0.1))):
+        optimiser = make(bilinear())
+        x, y = batches()[0]
+        bad = x.clone()
+        bad[1] = torch.nan  # in the share of process 1
+        try:
+            optimiser.step(bad[rank::WORLD], y[rank::WORLD])
+        except FloatingPointError:
+            refused.append(True)
+        optimiser.step(x[rank::WORLD], y[rank::WORLD])
+    try:
+        KalmanFilter(bilinear()).step(x[: 1 - rank], y[: 1 - rank])
+    except ValueError:
+        refused.append(True)
+    try:
+        build_baseline("sophia", net(), lr=0.1)
+    except Exception as error:
+        refused.append("one process" in str(error))
+    return refused
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of the two processes found."""
+    folder: Path = tmp_path_factory.mktemp("distributed")
+    mp.spawn(_worker, args=(str(folder / "store"), str(folder / "out")), nprocs=WORLD)
+    return [torch.load(folder / f"out.{rank}") for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_take_the_step_of_one(name: str, two: list[dict[str, Any]]) -> None:
+    alone = fitted(name)
+    for rank in range(WORLD):
+        found = two[rank][name]
+        assert found.keys() == alone.keys()
+        for key, value in alone.items():
+            torch.testing.assert_close(
+                found[key], value, rtol=1e-9, atol=1e-10, msg=lambda m, k=key: f"{k}: {m}"
+            )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_copies_stay_bit_identical(name: str, two: list[dict[str, Any]]) -> None:
+    assert torch.equal(two[0][name]["theta"], two[1][name]["theta"])
+
+
+def test_what_one_process_refuses_all_refuse(two: list[dict[str, Any]]) -> None:
+    assert [found["refused"] for found in two] == [[True] * 4] * 2
+
+
+def test_the_mean_is_weighted_by_the_images_of_each_process(two: list[dict[str, Any]]) -> None:
+    for found in two:  # 3 images at [1, 4], 1 at [2, 5]
+        torch.testing.assert_close(found["mean"], torch.tensor([1.25, 4.25]))
+
+
+def test_one_process_by_itself_is_left_alone() -> None:
+    mean = torch.ones(2)
+    all_reduce_mean([mean], 5)
+    assert world_size() == 1
+    assert torch.equal(mean, torch.ones(2))
+    assert anywhere(True, torch.device("cpu"))
+    assert not anywhere(False, torch.device("cpu"))
