@@ -53,8 +53,7 @@ pretrain: $(STAMP)  ## make the embedded mini-CLIP anew (about half an hour; res
 	@$(BIN)/clipkal-pretrain
 
 bench-optim: $(STAMP)  ## time the optimisers against AdamW, as ratios
-	@$(BIN)/python -m benchmarks.optim_step
-	@$(BIN)/python -m benchmarks.function_space
+	@$(BIN)/python -m benchmarks.optim
 	@$(BIN)/python -m benchmarks.lora_step
 
 bench-data: $(STAMP)  ## time the loading of images against torchvision's, as ratios

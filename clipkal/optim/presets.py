@@ -13,7 +13,7 @@ from clipkal.optim.gates import MahalanobisSoft
 from clipkal.optim.jacobian import BilinearRoute
 from clipkal.optim.kalman import KalmanFilter
 from clipkal.optim.noise import ResidualNoise
-from clipkal.optim.observation import Categorical
+from clipkal.optim.observation import Categorical, Observation
 from clipkal.optim.vector import ParameterVector
 
 # The ratio rule for iterated updates: chosen by the one-pass log-likelihood of each batch before it is taken in, on real
@@ -21,7 +21,12 @@ from clipkal.optim.vector import ParameterVector
 ITERATED_RATIO = 10.0
 
 
-def kalman(model: nn.Module, covariance: str | Covariance | None = None, **settings: Any) -> KalmanFilter:
+def kalman(
+    model: nn.Module,
+    covariance: str | Covariance | None = None,
+    observation: str | Observation = "categorical",
+    **settings: Any,
+) -> KalmanFilter:
     """Our best sequential filter: categorical likelihood, iterated updates, a diagonal P in the basis of the data.
 
     Extended Kalman = online natural gradient on cross-entropy (Ollivier 2018, arXiv 1703.00209), iterated per block
@@ -33,10 +38,12 @@ def kalman(model: nn.Module, covariance: str | Covariance | None = None, **setti
     if covariance is None:
         plain = getattr(model, "_orig_mod", model)
         covariance = "subspace" if BilinearRoute.fits(plain, ParameterVector(plain)) else "diagonal"
-    ours: dict[str, Any] = {"observation": Categorical(merge=0.1), "temperature": "unit"}
-    if covariance == "subspace":
-        ours["ratio"] = ITERATED_RATIO
-    return KalmanFilter(model, covariance=covariance, **{**ours, **settings})
+    if observation == "categorical":
+        observation = Categorical(merge=0.1)
+        if covariance == "subspace" and settings.get("ratio") is None:
+            settings["ratio"] = ITERATED_RATIO
+    settings.setdefault("temperature", "unit")
+    return KalmanFilter(model, observation, covariance=covariance, **settings)
 
 
 def rkalman(model: nn.Module, rho: float = 0.1, **settings: Any) -> KalmanFilter:

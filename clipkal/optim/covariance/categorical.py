@@ -73,17 +73,20 @@ def posterior_curvature(
     root, r = measurement.columns, measurement.residual
     z = r / root + 1  # y/π_y: r is Qᵀz
     weights, mahalanobis = _weigh(K, measurement, z, weigher)
-    N, log_det_s = _projected_inverse(K, root, weights)
+    scale = weights if weights is None else weights.clamp(min=IGNORED).sqrt()[:, None]
+    N, log_det_s = _projected_inverse(K, root, scale)
     score = N @ z.view(-1)
     if mahalanobis is None:
         mahalanobis = (score.view_as(z) * z).sum(-1)
+    if weights is None:
+        weights = torch.ones_like(mahalanobis)
     if iterations == 1:
         explained = score.dot(K @ (weights[:, None] * root * r).view(-1))
         evidence = weights.dot(measurement.log_likelihood) + (explained - log_det_s) / 2
     else:
         mode = Mode(K, measurement, weights)
         while mode.advance(score) and mode.steps < iterations:
-            N, log_det_s = _projected_inverse(K, (mode.log_pi / 2).exp(), weights)
+            N, log_det_s = _projected_inverse(K, (mode.log_pi / 2).exp(), scale)
             score = N @ (mode.change + mode.inverse_likelihood())
         score, evidence = mode.score, mode.log_joint - log_det_s / 2
     score = score.view_as(z)
@@ -130,35 +133,42 @@ class Mode:
         return torch.zeros_like(self.log_pi).scatter(1, self.target, (-own).exp()).view(-1)
 
 
-def _projected_inverse(K: Tensor, root: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """N [bm, bm] and log det S for √π [b, m] and w [b]."""
+def _projected_inverse(K: Tensor, root: Tensor, scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """N [bm, bm] and log det S for √π [b, m] and √w [b, 1], None where all are 1."""
     b = len(root)
-    kept = weights.clamp(min=IGNORED)
-    scale = (kept.sqrt()[:, None] * root).view(-1)
-    outer = scale[:, None] * scale
+    flat = (root if scale is None else scale * root).view(-1)
+    outer = flat[:, None] * flat
     factor = unit_cholesky(outer * K)
     E = torch.cholesky_inverse(factor).mul_(outer)
     sums = E.view(b, -1, len(K)).sum(1)  # AᵀE [b, bm]
-    inner, info = torch.linalg.cholesky_ex(sums.view(b, b, -1).sum(-1))
+    half, log_det_inner = _half(sums, sums.view(b, b, -1).sum(-1))
+    log_det_s = log_det(factor) + log_det_inner
+    if scale is not None:
+        log_det_s = log_det_s - 2 * scale.log().sum()
+    return E.addmm_(half.mT, half, alpha=-1), log_det_s
+
+
+def _half(sums: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
+    """X [b, bm] with XᵀX = EA (AᵀEA)⁻¹ AᵀE, and log det AᵀEA."""
+    if len(sums) == 1:
+        return sums / inner.sqrt(), inner.log().sum()
+    factor, info = torch.linalg.cholesky_ex(inner)
     if info:
         raise FloatingPointError("the innovation covariance is not positive definite; step refused")
-    half = torch.linalg.solve_triangular(inner, sums, upper=False)
-    N = E.addmm_(half.mT, half, alpha=-1)
-    return N, log_det(factor) + log_det(inner) - kept.log().sum()
+    return torch.linalg.solve_triangular(factor, sums, upper=False), log_det(factor)
 
 
 def _weigh(
     K: Tensor, measurement: CategoricalMeasurement, z: Tensor, weigher: Weigher
-) -> tuple[Tensor, Tensor | None]:
-    """w [b], and d² [b] of each image by itself where a gate needs it."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """w [b], None where all are 1; and d² [b] of each image by itself where a gate needs it."""
     r = measurement.residual
     if not weigher.gate.active:
-        return torch.full_like(r[:, 0], weigher.power), None
+        return (None if weigher.power == 1 else torch.full_like(r[:, 0], weigher.power)), None
     b, m = r.shape
     alone = K.view(b, m, b, m).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    one = torch.ones_like(r[:1, 0])
     squares = [
-        value.dot(_projected_inverse(block, root[None], one)[0] @ value)
+        value.dot(_projected_inverse(block, root[None])[0] @ value)
         for block, root, value in zip(alone, measurement.columns, z, strict=True)
     ]
     mahalanobis = torch.stack(squares)

@@ -112,10 +112,13 @@ class Subspace(Covariance):
         return block.innovation
 
     def settle(self) -> None:
-        change = self.left.mT @ (self.pending @ self.right)
-        check_finite(change, "the change of the parameters")
-        weight = self.vector.parameters["weight"]
-        weight.data.add_(change.to(weight.dtype))
+        check_finite(self.pending, "the change of the parameters")
+        weight = self.vector.parameters["weight"].data
+        change = self.pending @ self.right
+        if weight.dtype == change.dtype:
+            weight.addmm_(self.left.mT, change)
+        else:
+            weight.add_((self.left.mT @ change).to(weight.dtype))
         self._nothing_pending()
 
     # Between batches
