@@ -179,7 +179,7 @@ class KalmanConfig(OptimizerConfig):
     noise: str | None = (
         None  # model | fixed | residual | residual_diagonal | residual_full; null = the observation's
     )
-    covariance: str = "diagonal"  # diagonal | lowrank | kronecker | dense
+    covariance: str = "diagonal"  # diagonal | subspace | lowrank | kronecker | dense
     gate: str = "none"  # none | mahalanobis_hard | mahalanobis_soft | imq
     prior: Any = "ratio"  # prior variance p0: ratio (scale-free) | a number
     ratio: float | None = (
