@@ -10,6 +10,7 @@ from clipkal.adapters.lora import LoRAAdapter
 from clipkal.errors import ConfigError
 from clipkal.optim.base import BatchOptimizer
 from clipkal.optim.hooks import MOST_ROWS
+from clipkal.optim.observation import make_observation
 from clipkal.training import Build, Plan
 
 FIRST_ORDER = ("adamw", "sgd", "adagrad", "sam", "sophia")
@@ -112,8 +113,8 @@ def _check_lora(adapter: LoRAAdapter, cfg: DictConfig) -> None:
         raise ConfigError(
             f"adapter.dropout={adapter.settings.dropout}: a Kalman filter linearises one function; type adapter.dropout=0"
         )
-    classes = len(adapter.class_features())
-    if cfg.observation not in ("softmax", "cosine") and classes > MOST_ROWS:
+    classes = adapter.class_count
+    if not make_observation(cfg.observation).scalar and classes > MOST_ROWS:
         raise ConfigError(
             f"optimizer.observation={cfg.observation} with {classes} classes needs {classes} backward passes an image, a "
             f"pass over the shots about {classes // 2} times AdamW's; type optimizer.observation=softmax (one an image)"

@@ -104,20 +104,9 @@ def _encode(
 ) -> Entry:
     """features float32 [N - skipped, d] in the set's order and the places of skipped images, int64."""
     model = reduced_precision(backbone.model, precision)
-    rows: list[Tensor] = []
     skipped: list[Problem] = []
-    with progress_bar(f"features of {image_set.name}", len(image_set), progress) as advance:
-        for images, problems in _batches(backbone, image_set, workers):
-            if problems and strict:
-                raise DataError(problems[0][1])
-            skipped += problems
-            if images is not None:
-                rows.append(encode(model, images.to(backbone.device, non_blocking=True)).cpu())
-            advance(len(problems) + (0 if images is None else len(images)))
-    if skipped:
-        log.warning("%s: %d images skipped, the first: %s", image_set.name, len(skipped), skipped[0][1])
-    if not rows:
-        raise DataError(f"{image_set.name}: not one of its {len(image_set)} images can be used")
+    readable = readable_images(backbone, image_set, workers, progress, strict, skipped, "features")
+    rows = [encode(model, images.to(backbone.device, non_blocking=True)).cpu() for images in readable]
     features = torch.cat(rows)
     if not bool(features.isfinite().all()):
         raise BackboneError(
@@ -125,6 +114,34 @@ def _encode(
             "backbone.precision=" + ("bf16 or fp32" if precision == "fp16" else "fp32, or check the weights")
         )
     return {"features": features, "skipped": torch.tensor([place for place, _ in skipped], dtype=torch.int64)}
+
+
+def readable_images(
+    backbone: Backbone,
+    image_set: ImageSet,
+    workers: int,
+    progress: bool,
+    strict: bool,
+    skipped: list[Problem],
+    what: str,
+) -> Iterator[Tensor]:
+    """The set's images, preprocessed, in batches [B, 3, H, W]; those that cannot be read are added to `skipped`.
+
+    what: is made of them, for the progress bar. Raises DataError for an image that cannot be read if `strict`, or if
+    none can.
+    """
+    with progress_bar(f"{what} of {image_set.name}", len(image_set), progress) as advance:
+        for images, problems in _batches(backbone, image_set, workers):
+            if problems and strict:
+                raise DataError(problems[0][1])
+            skipped += problems
+            if images is not None:
+                yield images
+            advance(len(problems) + (0 if images is None else len(images)))
+    if skipped:
+        log.warning("%s: %d images skipped, the first: %s", image_set.name, len(skipped), skipped[0][1])
+    if len(skipped) == len(image_set):
+        raise DataError(f"{image_set.name}: not one of its {len(image_set)} images can be used")
 
 
 @torch.no_grad()

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from clipkal.backbones.cache import CacheDir
-from clipkal.backbones.features import _batches
+from clipkal.backbones.features import Problem, _batches, readable_images
 from clipkal.backbones.openclip import PRECOMPUTED, Backbone
-from clipkal.backbones.progress import progress_bar
 from clipkal.backbones.prompts import text_features
 from clipkal.backbones.task import Skipped, check_transfer, seen_through
-from clipkal.data.sets import AnySet, ImageSet
+from clipkal.data.sets import ImageSet
 from clipkal.data.task import FewShotTask
 from clipkal.errors import ConfigError, DataError
 
@@ -77,17 +76,9 @@ def pixelise(
             "type adapter=linear, or a dataset of images"
         )
     check_transfer(task)
-    seeing, skipped = backbone, Skipped()
-
-    def through(role: str, image_set: AnySet, on_bad: str) -> PixelSet:
-        assert isinstance(image_set, ImageSet)  # FewShotTask: all sets are of one kind
-        seen, lost = _pixels(seeing, image_set, workers, progress, on_bad)
-        if lost:
-            skipped[role] = lost
-        return seen
-
-    text = lambda prompts: text_features(seeing, prompts, cache_dir, progress)
-    return seen_through(task, through, text, backbone.logit_scale, on_bad_image), skipped
+    through = lambda one, on_bad: _pixels(backbone, one, workers, progress, on_bad)
+    text = lambda prompts: text_features(backbone, prompts, cache_dir, progress)
+    return seen_through(task, through, text, backbone.logit_scale, on_bad_image)
 
 
 def _pixels(
@@ -98,21 +89,13 @@ def _pixels(
     small = first is not None and len(image_set) * first.nbytes <= KEEP
     if not small and on_bad != "skip":
         return _set(backbone, image_set, Pixels(backbone, image_set, workers)), []
-    kept: list[Tensor] = []
-    bad: list[int] = []
-    with progress_bar(f"images of {image_set.name}", len(image_set), progress) as advance:
-        for images, problems in _batches(backbone, image_set, workers):
-            if problems and on_bad != "skip":
-                raise DataError(problems[0][1])
-            bad += [place for place, _ in problems]
-            if images is not None and small:
-                kept.append(images)
-            advance(len(problems) + (0 if images is None else len(images)))
-    good = image_set.subset([i for i in range(len(image_set)) if i not in set(bad)]) if bad else image_set
-    if not len(good):
-        raise DataError(f"{image_set.name}: not one of its {len(image_set)} images can be used")
+    skipped: list[Problem] = []
+    readable = readable_images(backbone, image_set, workers, progress, on_bad != "skip", skipped, "images")
+    kept = [images for images in readable if small]
+    bad = {place for place, _ in skipped}
+    good = image_set.subset([i for i in range(len(image_set)) if i not in bad]) if bad else image_set
     features = torch.cat(kept) if small else Pixels(backbone, good, workers)
-    return _set(backbone, good, features), [image_set.ids[i] for i in bad]
+    return _set(backbone, good, features), [image_set.ids[i] for i, _ in skipped]
 
 
 def _set(backbone: Backbone, image_set: ImageSet, features: Tensor | Pixels) -> PixelSet:

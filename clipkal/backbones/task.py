@@ -54,47 +54,51 @@ def featurise(
         raise ConfigError(
             f"dataset {task.name} holds images, which backbone={PRECOMPUTED} cannot read: type backbone=mini"
         )
-    skipped: Skipped = {}
-
-    def through(role: str, image_set: AnySet, on_bad: str) -> FeatureSet:
-        assert isinstance(image_set, ImageSet)  # FewShotTask: all sets are of one kind
-        features, lost = image_features(backbone, image_set, cache_dir, precision, workers, progress, on_bad)
-        if lost:
-            skipped[role] = lost
-        return features
-
+    through = lambda one, on_bad: image_features(
+        backbone, one, cache_dir, precision, workers, progress, on_bad
+    )
     text = lambda prompts: text_features(backbone, prompts, cache_dir, progress)
-    return seen_through(task, through, text, backbone.logit_scale, on_bad_image), skipped
+    return seen_through(task, through, text, backbone.logit_scale, on_bad_image)
 
 
 def seen_through(
     task: FewShotTask,
-    images: Callable[[str, AnySet, str], Any],
+    images: Callable[[ImageSet, str], tuple[Any, list[str]]],
     text: Callable[[list[list[str]]], Tensor],
     logit_scale: float,
     on_bad_image: str,
-) -> FewShotTask:
-    """The task with every set and the prompts of every group of classes exchanged.
+) -> tuple[FewShotTask, Skipped]:
+    """The task with every set and the prompts of every group of classes exchanged, and what was skipped by set.
 
     Args:
-        images: (role or name, set, what to do with a bad image) -> what takes the set's place.
+        images: (set, what to do with a bad image) -> what takes the set's place, ids of images left out.
         text: prompts of C classes -> float32 [C, d].
         logit_scale, on_bad_image: see `featurise`.
     """
+    skipped: Skipped = {}
+
+    def through(role: str, image_set: AnySet, on_bad: str) -> Any:
+        assert isinstance(image_set, ImageSet)  # FewShotTask: all sets are of one kind
+        seen, lost = images(image_set, on_bad)
+        if lost:
+            skipped[role] = lost
+        return seen
+
     transfer = {
-        name: replace(one, test=images(name, one.test, on_bad_image), text_features=text(one.prompts))
+        name: replace(one, test=through(name, one.test, on_bad_image), text_features=text(one.prompts))
         for name, one in task.transfer.items()
     }
-    return replace(
+    seen = replace(
         task,
-        shots=images("shots", task.shots, "error"),
-        val=None if task.val is None else images("val", task.val, "error"),
-        test=images("test", task.test, on_bad_image),
-        ood={name: images(name, one, on_bad_image) for name, one in task.ood.items()},
+        shots=through("shots", task.shots, "error"),
+        val=None if task.val is None else through("val", task.val, "error"),
+        test=through("test", task.test, on_bad_image),
+        ood={name: through(name, one, on_bad_image) for name, one in task.ood.items()},
         transfer=transfer,
         text_features=text(task.prompts),
         logit_scale=logit_scale,
     )
+    return seen, skipped
 
 
 def check_transfer(task: FewShotTask) -> None:

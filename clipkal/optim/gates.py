@@ -13,6 +13,8 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
+from clipkal.optim.naming import named
+
 
 class Gate(ABC):
     """Weights of a block of images.
@@ -81,8 +83,4 @@ GATES: dict[str, type[Gate]] = {
 
 def make_gate(gate: str | Gate) -> Gate:
     """A gate from its name in `GATES`, or the gate itself."""
-    if isinstance(gate, Gate):
-        return gate
-    if gate not in GATES:
-        raise ValueError(f"unknown gate {gate!r}; one of {', '.join(GATES)}")
-    return GATES[gate]()
+    return named(gate, "gate", GATES)

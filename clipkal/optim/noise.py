@@ -5,10 +5,14 @@ Every update of this package works on whitened quantities, r = R^-½ e and H̃ =
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from clipkal.optim.naming import named
 
 Shape = Literal["scalar", "diagonal", "full"]
 
@@ -159,19 +163,15 @@ class ResidualNoise(Noise):
         self.R = state["R"].clone() if "R" in state else None
 
 
+NOISES: dict[str, Callable[[], Noise]] = {
+    "fixed": FixedNoise,
+    "model": ModelNoise,
+    "residual": ResidualNoise,
+    "residual_diagonal": partial(ResidualNoise, shape="diagonal"),
+    "residual_full": partial(ResidualNoise, shape="full"),
+}
+
+
 def make_noise(noise: str | Noise) -> Noise:
-    """A noise from its name (fixed, model, residual, residual_diagonal, residual_full), or the noise itself."""
-    if isinstance(noise, Noise):
-        return noise
-    if noise == "fixed":
-        return FixedNoise()
-    if noise == "model":
-        return ModelNoise()
-    shapes: dict[str, Shape] = {
-        "residual": "scalar",
-        "residual_diagonal": "diagonal",
-        "residual_full": "full",
-    }
-    if noise in shapes:
-        return ResidualNoise(shape=shapes[noise])
-    raise ValueError(f"unknown noise {noise!r}; one of fixed, model, {', '.join(shapes)}")
+    """A noise from its name in `NOISES`, or the noise itself."""
+    return named(noise, "noise", NOISES)

@@ -22,6 +22,7 @@ from clipkal.optim.measurement import (
     MergedMeasurement,
     centred_logits,
 )
+from clipkal.optim.naming import named
 from clipkal.optim.noise import FixedNoise, ModelNoise, Noise, ResidualNoise
 
 LOWEST_LOG_PROBABILITY = -600.0  # exp(½·600) and its square stay finite in float64
@@ -238,8 +239,4 @@ OBSERVATIONS: dict[str, type[Observation]] = {
 
 def make_observation(observation: str | Observation) -> Observation:
     """An observation model from its name in `OBSERVATIONS`, or the model itself."""
-    if isinstance(observation, Observation):
-        return observation
-    if observation not in OBSERVATIONS:
-        raise ValueError(f"unknown observation {observation!r}; one of {', '.join(OBSERVATIONS)}")
-    return OBSERVATIONS[observation]()
+    return named(observation, "observation", OBSERVATIONS)

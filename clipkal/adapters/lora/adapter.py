@@ -140,6 +140,11 @@ class LoRAAdapter(Adapter):
         return {f"{name}.down.weight": float(factors.start_variance) for name, factors in named}  # type: ignore[arg-type]
 
     @property
+    def class_count(self) -> int:
+        """C, without a pass through the text tower."""
+        return len(self.averaging if self.settings.adapts("text") else self.text)
+
+    @property
     def trainable(self) -> int:
         """How many numbers are learnt."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)

@@ -6,6 +6,7 @@ from clipkal.optim.covariance.diagonal import Diagonal
 from clipkal.optim.covariance.kronecker import Kronecker
 from clipkal.optim.covariance.lowrank import LowRank
 from clipkal.optim.covariance.subspace import Subspace
+from clipkal.optim.naming import named
 
 COVARIANCES: dict[str, type[Covariance]] = {
     "diagonal": Diagonal,
@@ -18,11 +19,7 @@ COVARIANCES: dict[str, type[Covariance]] = {
 
 def make_covariance(covariance: str | Covariance) -> Covariance:
     """A covariance from its name in `COVARIANCES`, or the covariance itself."""
-    if isinstance(covariance, Covariance):
-        return covariance
-    if covariance not in COVARIANCES:
-        raise ValueError(f"unknown covariance {covariance!r}; one of {', '.join(COVARIANCES)}")
-    return COVARIANCES[covariance]()
+    return named(covariance, "covariance", COVARIANCES)
 
 
 __all__ = [
