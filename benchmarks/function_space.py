@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.optim_step import Row, show
-from clipkal.optim import FunctionSpaceFilter, kalman
+from clipkal.optim import FunctionSpaceFilter, Kalman
 
 # Bounds on the ratio to one AdamW fit, by classes, and on the memory of the process.
 BOUNDS, GIB = {10: 0.5, 100: 1.0, 1000: 2.0}, 4.0
@@ -117,7 +117,7 @@ def measure(classes: int, shots: int, repeats: int, search: bool) -> dict[str, f
 
 def one_pass(model: Adapter, inputs: Tensor, labels: Tensor) -> None:
     """The recursive filter over the shots in random order, batches of 32."""
-    optimizer = kalman(model)
+    optimizer = Kalman(model)
     for batch in torch.randperm(len(inputs)).split(32):
         optimizer.step(inputs[batch], labels[batch])
 

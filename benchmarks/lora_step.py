@@ -46,7 +46,7 @@ def scalar_filter(model: LoRAAdapter, **more: Any) -> KalmanFilter:
 METHODS: dict[str, Callable[[LoRAAdapter], Any]] = {
     "adamw": adamw,
     "kalman, scalar": scalar_filter,
-    "loko, scalar": lambda model: scalar_filter(model, noise=ResidualNoise(0.95), epochs_as="optimiser"),
+    "loko, scalar": lambda model: scalar_filter(model, noise=ResidualNoise(), epochs_as="optimiser"),
     "kfac": lambda model: build_baseline("kfac", model, lr=1e-4),
     "ring": lambda model: RING(model, lr=1e-4),
     "reng": lambda model: RENG(model, lr=1e-4),

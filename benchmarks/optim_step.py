@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkal.optim import FirstOrder, KalmanFilter, kalman, rkalman
+from clipkal.optim import FirstOrder, Kalman, KalmanFilter, RKalman
 from clipkal.optim.baselines import build_baseline
 from clipkal.optim.covariance import Subspace
 
@@ -51,11 +51,11 @@ def adamw(model: nn.Module) -> FirstOrder:
 
 
 FILTERS: dict[str, Callable[[nn.Module], Any]] = {
-    "kalman (preset: iterated)": kalman,
-    "kalman, linearised once": lambda m: kalman(m, Subspace(iterations=1)),
+    "kalman (preset: iterated)": Kalman,
+    "kalman, linearised once": lambda m: Kalman(m, covariance=Subspace(iterations=1)),
     "kalman, once, no merging": lambda m: KalmanFilter(m, covariance=Subspace(iterations=1)),
     "diagonal in W's own axes": KalmanFilter,
-    "rkalman": rkalman,
+    "rkalman": RKalman,
     "one scalar an image": lambda m: KalmanFilter(m, "softmax", covariance="subspace"),
 }
 PEERS: dict[str, Callable[[nn.Module], Any]] = {

@@ -1,7 +1,6 @@
 """One cell of the study: a data set, shots, seed and entry, learnt and evaluated by the pieces that the app is made of."""
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -17,14 +16,10 @@ from clipkal.data import FeatureSet
 from clipkal.evaluation import SetEvaluation, evaluate
 from clipkal.inventory.shots import draw
 from clipkal.methods import make_build, make_plan
-from clipkal.optim import presets
-from clipkal.optim.base import BatchOptimizer
-from clipkal.optim.kalman import KalmanFilter
-from clipkal.optim.observation import make_observation
+from clipkal.optim import BatchOptimizer, KalmanFilter
 from clipkal.training import Build, Plan, Training, train
 
 SAMPLES = 100
-PRESETS: dict[str, Callable[..., KalmanFilter]] = {"loko": presets.loko, "kalman_clip": presets.kalman_clip}
 ZEROSHOT = Entry("zeroshot", "zeroshot", LONG)
 METRICS = ("accuracy", "nll", "ece")
 
@@ -35,10 +30,11 @@ def _composed(words: tuple[str, ...]) -> DictConfig:
 
 
 def configuration(data: Data, entry: Entry, shots: int, seed: int) -> DictConfig:
-    """What the command line would run; a preset without a config group of its own borrows `kalman_diagonal`'s."""
-    method = "kalman_diagonal" if entry.method in PRESETS else entry.method
-    linear = () if method == "zeroshot" else (f"adapter.coordinates={data.coordinates}",)
-    cfg = _composed((*data.words, f"method={method}", *linear, *entry.words)).copy()
+    """What the command line would run; every method learns the linear adapter."""
+    linear = (
+        () if entry.method == "zeroshot" else ("adapter=linear", f"adapter.coordinates={data.coordinates}")
+    )
+    cfg = _composed((*data.words, f"method={entry.method}", *linear, *entry.words)).copy()
     cfg.fewshot.shots, cfg.seed = shots, seed
     return cfg
 
@@ -116,12 +112,11 @@ def _kalman(cfg: DictConfig, entry: Entry) -> Build:
 
     def build(adapter: Adapter, factor: float | None) -> BatchOptimizer:
         factor = 1.0 if factor is None else factor
-        if entry.method in PRESETS:
-            default = PRESETS[entry.method](adapter).ratio
-            return PRESETS[entry.method](adapter, ratio=default * factor)
         if entry.method in RECURSIVE:
-            ratio = make_observation(cfg.optimizer.observation).ratio * factor
-            return make_build(_with(cfg, ratio=ratio, epochs_as="optimiser"))(adapter, None)
+            filtered = make_build(_with(cfg, epochs_as="optimiser"))(adapter, None)
+            assert isinstance(filtered, KalmanFilter)
+            filtered.ratio *= factor
+            return filtered
         if isinstance(cfg.optimizer.prior, str):
             return make_build(cfg)(adapter, None)
         return make_build(_with(cfg, prior=cfg.optimizer.prior * factor))(adapter, None)

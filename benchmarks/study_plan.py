@@ -12,7 +12,7 @@ from pathlib import Path
 SHOTS = (1, 4, 16)
 SEEDS = (1, 2, 3)
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
-"""Multiples of the default prior ratio that a recursive filter searches; 10 is beyond what its linearisation bears."""
+"""Multiples of the default prior ratio that a recursive filter searches."""
 WIDE_FACTORS = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)
 """Multiples of the cross-validated p₀ that `kalman` searches."""
 PASSES = 4
@@ -37,7 +37,7 @@ class Data:
 class Entry:
     """One line of the tables.
 
-    label: how it is called; method: a word of conf/method/, or a preset of clipkal.optim.presets.
+    label: how it is called; method: a word of conf/method/.
     regime: ONE or LONG. search: what five values are tried of, "learning rate", "prior" or "".
     words: further words of the command line. with_val: learns from the shots and the validation images together.
     """

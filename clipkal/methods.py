@@ -101,6 +101,7 @@ def _kalman(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
         str(key): value for key, value in cfg.items() if key not in ("name", "batch_size", "learn_scale")
     }
     options["prior"] = _word_or_number(cfg.prior, "optimizer.prior", ("ratio",))
+    options["temperature"] = _word_or_number(cfg.temperature, "optimizer.temperature", ("unit",))
     if isinstance(adapter, LoRAAdapter):
         _check_lora(adapter, cfg)
         options["priors"] = adapter.prior_variances()

@@ -5,12 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from clipkal.adapters import LinearAdapter
 from clipkal.config import compose, conf_dir, explain
 from clipkal.config.explain import known_keys, nearest
+from clipkal.methods import make_build
+from clipkal.optim import Kalman, KalmanCLIP, KalmanFilter, LoKO, RKalman
 
 GROUPS = {
     group.name: sorted(p.stem for p in group.glob("*.yaml"))
@@ -80,3 +84,29 @@ def test_the_command_prints_one_line_and_exits_with_2():
     ran = subprocess.run([sys.executable, "-m", "clipkal", "fewshot.shot=1"], capture_output=True, text=True)
     assert ran.returncode == 2
     assert ran.stderr.strip() == "clipkal: unknown setting 'fewshot.shot': did you mean 'fewshot.shots'?"
+
+
+@pytest.mark.parametrize(
+    ("method", "preset"),
+    [("kalman_diagonal", Kalman), ("rkalman", RKalman), ("kalman_clip", KalmanCLIP), ("loko", LoKO)],
+)
+def test_the_words_of_a_method_make_the_filter_that_python_calls_by_its_name(
+    method: str, preset: type
+) -> None:
+    """conf/method/ and clipkal.optim.presets say the same, part by part."""
+    adapters = [LinearAdapter(torch.eye(3), 10.0) for _ in range(2)]
+    composed = make_build(compose([f"method={method}", "adapter=linear"]))(adapters[0], None)
+    named = preset(adapters[1])
+    apart = ["model", "plain_model", "vector", "route", "batches", "_zero_grad_profile_name"]
+    apart += [] if named.rho else ["rho_scale"]
+    state = [{k: described(v) for k, v in vars(f).items() if k not in apart} for f in (composed, named)]
+    assert isinstance(composed, KalmanFilter)
+    assert state[0] == state[1]
+
+
+def described(part: object) -> object:
+    """A part of a filter by its type and settings."""
+    plain = (int, float, str, bool, tuple, dict, list, type(None))
+    if isinstance(part, plain):
+        return part if not isinstance(part, dict | list) else str(part)
+    return type(part).__name__, {k: described(v) for k, v in vars(part).items()}

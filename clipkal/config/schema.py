@@ -175,15 +175,17 @@ class FunctionSpaceConfig(OptimizerConfig):
 class KalmanConfig(OptimizerConfig):
     """The recursive filter over batches; the words are those of clipkal.optim.KalmanFilter."""
 
-    observation: str = "categorical"  # categorical | softmax | cosine | logits | probs
+    # categorical | categorical_merged (unlikely classes as one: many classes) | softmax | cosine | logits | probs
+    observation: str = "categorical_merged"
     noise: str | None = (
         None  # model | fixed | residual | residual_diagonal | residual_full; null = the observation's
     )
-    covariance: str = "diagonal"  # diagonal | subspace | lowrank | kronecker | dense
+    # auto (subspace for a linear adapter, else diagonal) | diagonal | subspace | lowrank | kronecker | dense
+    covariance: str = "auto"
     gate: str = "none"  # none | mahalanobis_hard | mahalanobis_soft | imq
     prior: Any = "ratio"  # prior variance p0: ratio (scale-free) | a number
     ratio: float | None = (
-        None  # of prior=ratio: prior variance of the centred logits on the first batch; null = 3
+        None  # of prior=ratio: prior variance of the centred logits on the first batch; null = 10, or 3 where not iterated
     )
     process_noise: float = 0.0
     fading: float = 1.0
@@ -195,6 +197,7 @@ class KalmanConfig(OptimizerConfig):
     epochs_as: str = "tempered"  # tempered: each pass counts 1/epochs | optimiser: every pass counts in full
     batch_size: int = 32
     block: Any = "auto"  # images taken jointly: auto | null (the whole batch) | a number
+    temperature: Any = "unit"  # of the posterior draws: unit | a number (1 = the posterior)
     learn_scale: bool = False  # the logit scale is part of the state
 
 

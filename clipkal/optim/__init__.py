@@ -2,7 +2,8 @@
 
 Usable on any `nn.Module`; this room knows nothing of CLIP, Hydra or W&B. Everything is a `BatchOptimizer`:
 `step(inputs, targets) -> StepInfo`. The Bayesian ones are also posteriors: `logit_samples(inputs, n, generator)`.
-`KalmanFilter` takes its parts by name (observation, noise, gate, covariance); `presets` names the papers' choices.
+`KalmanFilter` takes its parts by name (observation, noise, gate, covariance); `Kalman`, `RKalman`, `LoKO` and `KalmanCLIP`
+are those choices of parts that have a name of their own (presets.py).
 """
 
 from clipkal.optim.base import BatchOptimizer, FirstOrder, StepInfo
@@ -10,7 +11,7 @@ from clipkal.optim.function_space import FunctionSpaceFilter
 from clipkal.optim.jacobian import BilinearModel
 from clipkal.optim.kalman import KalmanFilter
 from clipkal.optim.kfac import KFAC
-from clipkal.optim.presets import kalman, kalman_clip, loko, rkalman
+from clipkal.optim.presets import Kalman, KalmanCLIP, LoKO, RKalman
 from clipkal.optim.reng import RENG
 from clipkal.optim.ring import RING
 
@@ -22,10 +23,10 @@ __all__ = [
     "BilinearModel",
     "FirstOrder",
     "FunctionSpaceFilter",
+    "Kalman",
+    "KalmanCLIP",
     "KalmanFilter",
+    "LoKO",
+    "RKalman",
     "StepInfo",
-    "kalman",
-    "kalman_clip",
-    "loko",
-    "rkalman",
 ]

@@ -18,7 +18,8 @@ class Innovation:
     matrix: D S⁻¹ D [b, m, b, m]; the covariance falls by P H̃ᵀ (D S⁻¹ D) H̃ P. None if it was not formed.
     log_evidence: Σ w log p(y | θ) + ½ rᵀD(I − S⁻¹)Dr − ½ log det S, a 0-dim float64 tensor.
     mahalanobis: d²/dof [b], of each image by itself where a gate asked for it, else its share of (Dr)ᵀS⁻¹Dr.
-    weights: w [b]. moment: what ResidualNoise wants, summed over `count` images; None unless asked for.
+    weights: w [b]. moment: what ResidualNoise wants; None if no image was seen, or it was not asked for.
+    seen: how many images have w > 0.
     """
 
     vector: Tensor
@@ -27,7 +28,10 @@ class Innovation:
     mahalanobis: Tensor
     weights: Tensor
     moment: Tensor | None = None
-    count: int = 0
+
+    @property
+    def seen(self) -> int:
+        return int((self.weights > 0).sum())
 
 
 @dataclass(frozen=True)
@@ -67,15 +71,13 @@ def innovate(gram: Tensor, measurement: Measurement, weigher: Weigher) -> Innova
     if mahalanobis is None:
         mahalanobis = (alpha * Dr).view(b, m).sum(-1)
     evidence = weights.dot(measurement.log_likelihood) + (alpha.dot(B @ Dr) - log_det(factor)) / 2
-    moment, count = _moment(alpha.view(b, m), inverse, weights) if weigher.adaptive else (None, 0)
     return Innovation(
         vector=(alpha if root is None else root * alpha).view(b, m),
         matrix=(inverse if root is None else root[:, None] * inverse * root).view(b, m, b, m),
         log_evidence=evidence,
         mahalanobis=mahalanobis / measurement.dof,
         weights=weights,
-        moment=moment,
-        count=count,
+        moment=_moment(alpha.view(b, m), inverse, weights) if weigher.adaptive else None,
     )
 
 
@@ -90,8 +92,8 @@ def _weigh(gram: Tensor, measurement: Measurement, weigher: Weigher) -> tuple[Te
     return weigher.weights(mahalanobis, r.square().sum(-1), measurement.dof), mahalanobis
 
 
-def _moment(alpha: Tensor, inverse: Tensor, weights: Tensor) -> tuple[Tensor, int]:
-    """Σ_i (ε_i ε_iᵀ + (H P⁺ Hᵀ)_i) [m, m] over the images with w > 0, in units of R, and how many those are.
+def _moment(alpha: Tensor, inverse: Tensor, weights: Tensor) -> Tensor | None:
+    """The mean of ε_i ε_iᵀ + (H P⁺ Hᵀ)_i [m, m] over the images with w > 0, in units of R; None if there are none.
 
     D ε = S⁻¹ D r = α and D H̃ P⁺ H̃ᵀ D = I − S⁻¹, so both are divided by w.
     """
@@ -100,14 +102,7 @@ def _moment(alpha: Tensor, inverse: Tensor, weights: Tensor) -> tuple[Tensor, in
     posterior = torch.eye(m, dtype=alpha.dtype, device=alpha.device) - blocks
     seen = weights > 0
     parts = (alpha[:, :, None] * alpha[:, None, :] + posterior)[seen] / weights[seen][:, None, None]
-    return parts.sum(0), int(seen.sum())
-
-
-def mean_moment(innovations: list[Innovation]) -> Tensor | None:
-    """What ResidualNoise wants, averaged over the images of all blocks; None if no image was seen, or none is wanted."""
-    moments = [i.moment for i in innovations if i.moment is not None]
-    count = sum(i.count for i in innovations)
-    return torch.stack(moments).sum(0) / count if count else None
+    return parts.mean(0) if len(parts) else None
 
 
 def summarise(innovations: list[Innovation], weigher: Weigher) -> tuple[float, dict[str, float]]:

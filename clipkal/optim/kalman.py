@@ -20,7 +20,7 @@ from clipkal.optim.covariance import Covariance, make_covariance
 from clipkal.optim.distributed import Group, broadcast, world_size
 from clipkal.optim.gates import Gate, make_gate
 from clipkal.optim.gathering import DistributedRoute
-from clipkal.optim.innovation import Innovation, Weigher, mean_moment, summarise
+from clipkal.optim.innovation import Innovation, Weigher, summarise
 from clipkal.optim.jacobian import BilinearRoute, Jacobian
 from clipkal.optim.measurement import Measurement
 from clipkal.optim.noise import Noise, make_noise
@@ -40,9 +40,10 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
     Args:
         model: any module that maps inputs [B, …] to logits [B, C], images independently. Bilinear models
             (jacobian.py) take the analytic route.
-        observation: categorical | softmax | cosine | logits | probs | gaussian, or an Observation.
+        observation: categorical | categorical_merged | softmax | cosine | logits | probs | gaussian, or an Observation.
         noise: model | fixed | residual | residual_diagonal | residual_full, or a Noise; None: the observation's.
-        covariance: diagonal | subspace | lowrank | kronecker | dense, or a Covariance.
+        covariance: diagonal | subspace | lowrank | kronecker | dense, or a Covariance; "auto": subspace, whose updates are
+            iterated, for a bilinear model, and diagonal for others.
         gate: none | mahalanobis_hard | mahalanobis_soft | imq, or a Gate.
         prior: the variance p₀ of P₀ = p₀ I, or "ratio": p₀ such that on the first batch the mean over images and
             outputs of diag(H P₀ Hᵀ)/R₀ is `ratio` (None: the observation's default). For the categorical
@@ -99,8 +100,10 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         self.observation = make_observation(observation)
         self.noise = self.observation.default_noise() if noise is None else make_noise(noise)
         self.observation.check(self.noise, "log_scale" in self.vector.names)
-        self.covariance = make_covariance(covariance)
         self.route = self.batches = make_route(model, self.vector, route, memory)
+        if covariance == "auto":
+            covariance = "subspace" if isinstance(self.route, BilinearRoute) else "diagonal"
+        self.covariance = make_covariance(covariance)
         self.group = group
         if world_size(group) > 1:
             broadcast(self.vector.parameters.values(), group)
@@ -108,7 +111,9 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         power = 1 / epochs if epochs_as == "tempered" else 1.0
         self.weigher = Weigher(make_gate(gate), power, self.noise.adaptive)
         self.prior, self.priors = prior, {**PRIORS, **(priors or {})}
-        self.ratio = self.observation.ratio if ratio is None else ratio
+        iterated = self.covariance.iterations > 1
+        default_ratio = self.observation.iterated_ratio if iterated else self.observation.ratio
+        self.ratio = default_ratio if ratio is None else ratio
         self.process_noise, self.fading = process_noise, fading
         self.rho, self.warmup, self.store_regularisation = rho, warmup, store_regularisation
         self.rho_scale = 1.0 if rho_as == "absolute" else 0.0  # 0: to be set by the first batch
@@ -158,12 +163,11 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
                     now = self._relinearise(jacobian, prepared, inputs, images)
                     measurement = self._measure(now.logits, targets[images])
                 innovations.append(self.covariance.update(now, measurement, self.weigher))
+                if innovations[-1].moment is not None:
+                    self.noise.update(innovations[-1].moment, innovations[-1].seen)
             self.covariance.settle()
             if shrinkage and not self.store_regularisation:
                 self.covariance.unshrink(shrinkage)
-            moment = mean_moment(innovations)
-            if moment is not None:
-                self.noise.update(moment)
         except FloatingPointError:
             if undo is not None:
                 undo()
@@ -178,10 +182,12 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
     def _undo(self) -> Callable[[], None]:
         """Remembers the state; what it returns puts it back. An update by itself is atomic and needs none of this."""
         mean, covariance, rho_scale = self.vector.gather(), self.covariance.snapshot(), self.rho_scale
+        noise = self.noise.state_dict()
 
         def put_back() -> None:
             self.vector.assign_(mean)
             self.covariance.restore(covariance)
+            self.noise.load_state_dict(noise)
             self.rho_scale = rho_scale
 
         return put_back
@@ -207,7 +213,10 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         """R₀ and P₀ from the first batch; False if its Jacobian is zero and "ratio" has nothing to go by."""
         logits = jacobian.logits
         if self.noise.adaptive:
-            self.noise.initialise(self.observation.outputs(logits.double(), targets, self._scale())[0])
+            self.noise.initialise(
+                self.observation.first_variance(logits.double(), targets, self._scale()),
+                1 if self.observation.scalar else logits.shape[1],
+            )
         if self.prior == "ratio":
             reference = self.observation.reference(logits, targets, self.noise, self._scale())
             of_softmax = self.observation.of_softmax

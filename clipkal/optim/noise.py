@@ -27,8 +27,8 @@ class Noise(ABC):
     adaptive = False
     model_based = False
 
-    def initialise(self, error: Tensor) -> None:  # noqa: B027
-        """Sees the innovations e [B, m] of the first batch, before any update."""
+    def initialise(self, variance: Tensor, m: int) -> None:  # noqa: B027
+        """R₀ = variance · I [m, m], as the first batch suggests it before any update (Observation.first_variance)."""
 
     @abstractmethod
     def whiten(
@@ -37,8 +37,8 @@ class Noise(ABC):
         """(R^-½ e, columns R^-½ᵀ, log det R) of e [b, m] and columns [b, C, m]; variance [b, m]: the
         model's own."""
 
-    def update(self, moment: Tensor) -> None:  # noqa: B027
-        """Takes M [m, m], the batch mean of R^-½ (ε εᵀ + H P⁺ Hᵀ) R^-½ᵀ with R as it was during the step."""
+    def update(self, moment: Tensor, images: int) -> None:  # noqa: B027
+        """Takes M [m, m], the mean over a block's images of R^-½ (ε εᵀ + H P⁺ Hᵀ) R^-½ᵀ, R as it was during its update."""
 
     def level(self) -> float | None:
         """The mean variance, for the log; None if it differs from image to image."""
@@ -85,7 +85,7 @@ class FixedNoise(Noise):
 
 
 class ResidualNoise(Noise):
-    """R ← β R + (1 − β) mean_i (ε εᵀ + H P⁺ Hᵀ): positive definite by construction.
+    """R ← βᵇ R + (1 − βᵇ) mean_i (ε εᵀ + H P⁺ Hᵀ) after each block of b images: positive definite by construction.
 
     ε is the *posterior* residual (Mehra 1970; Akhlaghi et al. 2017, arXiv 1702.00884). LoKO (arXiv
     2410.11551) says that R is an exponential moving average at no extra cost but its exact R̂ could not be
@@ -93,14 +93,14 @@ class ResidualNoise(Noise):
     whitened coordinates
         ε = S⁻¹ r   and   H P⁺ Hᵀ = I − S⁻¹.
 
-    beta: forgetting factor a step. shape: scalar (mean over outputs), diagonal or full m × m. initial: R₀ (a
-    variance); by default the mean squared innovation of the first batch. floor: added to R when it is used.
+    beta: forgetting factor an image. shape: scalar (mean over outputs), diagonal or full m × m. initial: R₀ (a
+    variance); None: from the first batch. floor: added to R when it is used.
     """
 
     adaptive = True
 
     def __init__(
-        self, beta: float = 0.95, shape: Shape = "scalar", initial: float | None = None, floor: float = 1e-4
+        self, beta: float = 0.9995, shape: Shape = "scalar", initial: float | None = None, floor: float = 1e-4
     ):
         if not 0 <= beta < 1:
             raise ValueError(f"beta must lie in [0, 1), got {beta}")
@@ -109,17 +109,15 @@ class ResidualNoise(Noise):
         self.beta, self.shape, self.initial, self.floor = beta, shape, initial, floor
         self.R: Tensor | None = None  # [], [m] or [m, m], float64, without the floor
 
-    def initialise(self, error: Tensor) -> None:
-        variance = error.double().square().mean() if self.initial is None else error.new_tensor(self.initial)
-        m = error.shape[1]
-        self.R = (
-            variance.double()
-            * {
-                "scalar": torch.ones((), dtype=torch.float64, device=error.device),
-                "diagonal": torch.ones(m, dtype=torch.float64, device=error.device),
-                "full": torch.eye(m, dtype=torch.float64, device=error.device),
-            }[self.shape]
-        )
+    def initialise(self, variance: Tensor, m: int) -> None:
+        if self.initial is not None:
+            variance = variance.new_tensor(self.initial)
+        shapes: dict[Shape, Tensor] = {
+            "scalar": torch.ones(()),
+            "diagonal": torch.ones(m),
+            "full": torch.eye(m),
+        }
+        self.R = variance.double() * shapes[self.shape].to(variance.device, torch.float64)
 
     def _floored(self) -> Tensor:
         if self.R is None:
@@ -140,8 +138,8 @@ class ResidualNoise(Noise):
         std, logs = R.sqrt(), R.log().expand(error.shape[1]).sum()
         return error / std, columns / std, logs.expand(len(error))
 
-    def update(self, moment: Tensor) -> None:
-        R = self._floored()
+    def update(self, moment: Tensor, images: int) -> None:
+        R, kept = self._floored(), self.beta**images
         if self.shape == "full":
             L = torch.linalg.cholesky(R)
             new = L @ moment @ L.mT
@@ -150,7 +148,7 @@ class ResidualNoise(Noise):
             new = R * (moment.diagonal().mean() if self.shape == "scalar" else moment.diagonal())
         if not torch.isfinite(new).all():
             raise FloatingPointError("the estimated noise is not finite; step refused")
-        self.R = self.beta * self.R + (1 - self.beta) * new  # type: ignore[operator]
+        self.R = kept * self.R + (1 - kept) * new  # type: ignore[operator]
 
     def level(self) -> float:
         R = self._floored()

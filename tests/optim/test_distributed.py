@@ -11,11 +11,18 @@ import torch.multiprocessing as mp
 from kalman_models import bilinear, theta
 from torch import Tensor, nn
 
-from clipkal.optim import FirstOrder, FunctionSpaceFilter, KalmanFilter
+from clipkal.optim import (
+    FirstOrder,
+    FunctionSpaceFilter,
+    Kalman,
+    KalmanCLIP,
+    KalmanFilter,
+    LoKO,
+    RKalman,
+)
 from clipkal.optim.baselines import build_baseline
 from clipkal.optim.covariance import Diagonal
 from clipkal.optim.distributed import all_reduce_mean, anywhere, world_size
-from clipkal.optim.presets import kalman, kalman_clip, loko, rkalman
 
 WORLD = 2
 Make = Callable[[nn.Module], Any]
@@ -34,13 +41,13 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Make]] = {
     "subspace": (bilinear, lambda m: KalmanFilter(m, covariance="subspace", block=3)),
     "dense": (bilinear, lambda m: KalmanFilter(m, covariance="dense", block=3)),
     "kronecker": (bilinear, lambda m: KalmanFilter(m, covariance="kronecker", block=None)),
-    "one image at a time": (bilinear, loko),
-    "gates, EMA noise": (bilinear, lambda m: kalman_clip(m, block=3)),
-    "rho, fading": (scaled, lambda m: rkalman(m, rho_as="relative", fading=0.9, process_noise=1e-3)),
+    "one image at a time": (bilinear, LoKO),
+    "gates, EMA noise": (bilinear, lambda m: KalmanCLIP(m, block=3)),
+    "rho, fading": (scaled, lambda m: RKalman(m, rho_as="relative", fading=0.9, process_noise=1e-3)),
     "net, diagonal": (net, lambda m: KalmanFilter(m, covariance=Diagonal("information"), block=3)),
     "net, lowrank": (net, lambda m: KalmanFilter(m, covariance="lowrank", rho=0.01)),
-    "net, scalar observation": (net, lambda m: kalman_clip(m, gate="imq")),
-    "net, one image at a time": (net, lambda m: kalman(m, block=1)),
+    "net, scalar observation": (net, lambda m: KalmanCLIP(m, gate="imq")),
+    "net, one image at a time": (net, lambda m: Kalman(m, block=1)),
     "function space": (bilinear, lambda m: FunctionSpaceFilter(m, precision="float64")),
     "adamw": (net, lambda m: FirstOrder(m, torch.optim.AdamW(m.parameters(), lr=0.01))),
     "sam": (net, lambda m: build_baseline("sam", m, lr=0.01)),

@@ -88,5 +88,5 @@ def test_unknown_names_and_bad_quantiles_are_refused() -> None:
         make_gate("median")
     with pytest.raises(ValueError, match="quantile"):
         MahalanobisHard(1.0)
-    with pytest.raises(ValueError, match="categorical, softmax"):
+    with pytest.raises(ValueError, match="categorical, categorical_merged"):
         make_observation("poisson")

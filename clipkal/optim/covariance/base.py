@@ -22,6 +22,8 @@ class Covariance(ABC):
     vector: ParameterVector
     grows = False
     """Whether `prepare` changes the state."""
+    iterations = 1
+    """How often `update` linearises a block at most."""
 
     @abstractmethod
     def allocate(self, vector: ParameterVector, prior: Tensor) -> None:
