@@ -12,6 +12,8 @@
 Everything comes back as a `BatchOptimizer`. Defaults are those of the library unless an option says
 otherwise. Weight decay is decoupled in adamw, sophia and kfac, and part of the gradient in sgd, adagrad and
 sam (as in torch).
+
+Where several processes share a batch (distributed.py) all take the step of the whole of it, but sophia refuses.
 """
 
 import difflib
@@ -102,7 +104,7 @@ def sophia(model: nn.Module, lr: float, weight_decay: float, **options: Any) -> 
 
 
 def kfac(model: nn.Module, lr: float, weight_decay: float, **options: Any) -> KFAC:
-    """Our K-FAC natural gradient."""
+    """Our K-FAC natural gradient, data-parallel as the first-order ones are; options as for `KFAC`."""
     return KFAC(model, lr=lr, weight_decay=weight_decay, **options)
 
 

@@ -1,9 +1,10 @@
 """Data-parallel runs: every process sees its own images, and all of them take the step of the whole batch.
 
-First-order statistics (losses, gradients, Kronecker factors) are means over images: averaged here, weighted by how
-many images each process has. What a Kalman update needs of an image, its logits and whitened rows, is gathered
-(gathering.py), and every process computes the same update of its own copy of θ and P. Both are exact: the step is that
-of one process that holds the whole batch, up to the order of summation.
+Losses, gradients and products with the Hessian are means over images: averaged here, weighted by how many images each
+process has. Kronecker factors and diagonals are summed over samples of labels that all processes draw alike
+(kronecker_factors.py). What a Kalman update needs of an image, its logits and whitened rows, is gathered (gathering.py).
+Every process computes the same update of its own copy of θ and of the curvature or P. All of it is exact: the step is
+that of one process that holds the whole batch, up to the order of summation (dropout draws other units).
 
 The order of the whole batch is that of torch's `DistributedSampler`: image i of process r is image i·world + r. No
 effect where `torch.distributed` is not initialised. Every process must take every step, with at least one image.

@@ -1,58 +1,18 @@
 """From the images of each process to the Jacobian of the whole batch: one place, whatever the model and the covariance.
 
-Bilinear models gather their factors, C + q numbers an image; others their whitened rows, m·n an image. distributed.py
-says in which order.
+Bilinear models gather their factors, C + q numbers an image; others their whitened rows, m·n an image. deal.py does it.
 """
 
 from dataclasses import dataclass, replace
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clipkal.optim.distributed import Group, world_size
+from clipkal.optim.deal import Deal
+from clipkal.optim.distributed import Group
 from clipkal.optim.jacobian import BilinearJacobian, Jacobian, JacobianRoute
 from clipkal.optim.measurement import EVERY, Measurement
 from clipkal.optim.vector import ParameterVector
-
-
-@dataclass(frozen=True)
-class Deal:
-    """Which process holds which image of the whole batch. owners: [B] rank of each image."""
-
-    owners: Tensor
-    rank: int
-    group: Group | None
-
-    @classmethod
-    def of(cls, images: int, device: torch.device, group: Group | None = None) -> "Deal":
-        """The deal of a batch of which this process holds `images`."""
-        mine = torch.tensor([images], device=device)
-        held = [torch.empty_like(mine) for _ in range(world_size(group))]
-        dist.all_gather(held, mine, group=group)
-        counts = torch.cat(held)
-        if not counts.all():
-            raise ValueError(f"every process needs an image of each batch, they have {counts.tolist()}")
-        position = torch.arange(int(counts.max()), device=device)
-        return cls((position[:, None] < counts).nonzero()[:, 1], dist.get_rank(group), group)
-
-    def mine(self, images: slice = EVERY) -> slice:
-        """This process's own part of a slice of the whole batch."""
-        before = int((self.owners[: images.start or 0] == self.rank).sum())
-        return slice(before, before + int((self.owners[images] == self.rank).sum()))
-
-    def gather(self, part: Tensor, images: slice = EVERY) -> Tensor:
-        """The values [b, …] of all images of a slice, from each process's own [b_r, …]."""
-        owners = self.owners[images]
-        counts = torch.bincount(owners, minlength=world_size(self.group))
-        padded = part.new_zeros(int(counts.max()), *part.shape[1:])
-        padded[: len(part)] = part.detach()
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded, group=self.group)
-        whole = part.new_empty(len(owners), *part.shape[1:])
-        for rank, (count, values) in enumerate(zip(counts.tolist(), parts, strict=True)):
-            whole[owners == rank] = values[:count]
-        return whole
 
 
 @dataclass
@@ -66,7 +26,7 @@ class GatheredJacobian(Jacobian):
     images: slice
 
     def _pull_mine(self, cotangents: Tensor) -> Tensor:
-        mine = cotangents[self.deal.owners[self.images] == self.deal.rank]
+        mine = self.deal.own(cotangents, self.images)
         if self.local is None:
             return mine.new_zeros(0, cotangents.shape[-1], self.vector.size, dtype=self.vector.dtype)
         return self.local.pull(mine)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from clipkal.optim.jacobian import FunctionalRoute, Jacobian, JacobianRoute
-from clipkal.optim.layers import Capture, Layer, capture, find_layers
+from clipkal.optim.layers import Capture, Layer, capture, find_layers, shapes_of_one_and_two
 from clipkal.optim.vector import ParameterVector
 
 MOST_ROWS = 256
@@ -146,32 +146,21 @@ class HookRoute(JacobianRoute):
         start = time.perf_counter()
         logits, seen = self._forward(inputs)
         calls = [
-            Call(layer, x, edge, dim) for (layer, x, edge), dim in zip(_flat(seen), self.dims, strict=True)
+            Call(layer, x, edge, dim) for (layer, x, edge), dim in zip(seen.calls(), self.dims, strict=True)
         ]
         return HookJacobian(logits, calls, self.vector, self.memory, time.perf_counter() - start)
 
     def _look(self, inputs: Tensor) -> None:
         """Finds the dimension that counts images in every call."""
-        one, two = (self._shapes(inputs[:1].expand(n, *inputs.shape[1:])) for n in (1, 2))
+        shapes = shapes_of_one_and_two(self.model, self.layers, inputs)
         grows = [
-            [d for d, (a, b) in enumerate(zip(x, y, strict=True)) if a != b]
-            for x, y in zip(one, two, strict=True)
+            [d for d, (a, b) in enumerate(zip(one, two, strict=True)) if a != b] for _, one, two in shapes
         ]
-        self.separable = all(len(dims) == 1 and x[dims[0]] == 1 for dims, x in zip(grows, one, strict=True))
+        self.separable = all(
+            len(dims) == 1 and one[dims[0]] == 1 for dims, (_, one, _) in zip(grows, shapes, strict=True)
+        )
         self.dims = [dims[0] for dims in grows] if self.separable else None
-
-    def _shapes(self, inputs: Tensor) -> list[torch.Size]:
-        return [x.shape for _, x, _ in _flat(self._forward(inputs)[1])]
 
     def _forward(self, inputs: Tensor) -> tuple[Tensor, Capture]:
         with torch.enable_grad(), capture(self.model, self.layers) as seen:
             return self.model(inputs), seen
-
-
-def _flat(seen: Capture) -> list[tuple[Layer, Tensor, GradientEdge]]:
-    """Every call, layer by layer."""
-    return [
-        (layer, x, edge)
-        for layer, xs in seen.inputs.items()
-        for x, edge in zip(xs, seen.edges[layer], strict=True)
-    ]

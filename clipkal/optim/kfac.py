@@ -21,6 +21,9 @@ Cost: forward, backward and p q (p + q) flop a layer each step (for a bilinear m
 C q² + 2 p q C); at a refresh also the backward passes of `fisher` and 4 (p³ + q³) flop a Newton step. Memory:
 2 (p² + q²) floats a layer, three times that within a refresh. For low-rank factors of a wide layer this is
 what dominates: rank 4 on a width of 768 has 6,144 parameters and 1.2 million entries in Λ and Γ.
+
+Where several processes share a batch (distributed.py) loss, gradient and statistics are reduced to those of
+the whole batch before anything is made of them or refused; every process solves with all factors.
 """
 
 from collections.abc import Callable
@@ -32,12 +35,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, trainable_parameters
+from clipkal.optim.base import (
+    BatchOptimizer,
+    StepInfo,
+    check_finite,
+    check_finite_everywhere,
+    trainable_parameters,
+)
 from clipkal.optim.curvature import Curvature, Solver, Values
+from clipkal.optim.deal import Deal
+from clipkal.optim.distributed import Group, broadcast
+from clipkal.optim.fisher_statistics import FisherStatistics, Statistics
 from clipkal.optim.grad_norm import Units, squared_norm
-from clipkal.optim.jacobian import BilinearModel
-from clipkal.optim.kronecker_factors import Factors, Fisher, bilinear_factors, observe
-from clipkal.optim.layers import Capture, Layer, capture, find_layers
+from clipkal.optim.kronecker_factors import Fisher
+from clipkal.optim.layers import capture, find_layers
 
 
 @dataclass(frozen=True)
@@ -47,15 +58,14 @@ class Evaluation:
     squared_norm: ‖∇ℓ‖².
     objective: the gradient to precondition.
     rank: the largest rank the Fisher matrix of the batch can have, B (C − 1).
-    factors, diagonals: statistics of the batch; empty between refreshes.
+    statistics: of the batch; empty between refreshes.
     """
 
     loss: float
     squared_norm: float
     objective: Values
     rank: int
-    factors: dict[Layer, Factors]
-    diagonals: dict[str, Tensor]
+    statistics: Statistics
 
 
 class KFAC(BatchOptimizer):
@@ -77,6 +87,8 @@ class KFAC(BatchOptimizer):
             tr F / min(n, B (C − 1)), so that one value does for models and logit scales far apart (our
             choice); "absolute" takes it as it stands in the equations.
         seed: of the labels drawn for the Fisher matrix; the generator's state is part of the state dict.
+        group: the processes that share each batch where `torch.distributed` is initialised; None: all. They
+            start from the first one's parameters, and need the same seed.
     """
 
     def __init__(
@@ -95,6 +107,7 @@ class KFAC(BatchOptimizer):
         newton_tolerance: float = 1e-3,
         units: Units = "relative",
         seed: int = 0,
+        group: Group | None = None,
     ):
         _check(lr >= 0, f"lr must be at least 0, not {lr}")
         _check(damping > 0, f"damping must be positive, not {damping}")
@@ -108,17 +121,18 @@ class KFAC(BatchOptimizer):
         _check(units in get_args(Units), f"units must be one of {get_args(Units)}, not {units!r}")
         _check(newton_steps >= 1, f"newton_steps must be at least 1, not {newton_steps}")
         super().__init__(model, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.damping, self.kl_clip, self.fisher, self.ema = damping, kl_clip, fisher, ema
+        self.damping, self.kl_clip, self.ema, self.group = damping, kl_clip, ema, group
+        broadcast(trainable_parameters(model).values(), group)
         self.update_interval, self.solver = update_interval, solver
         self.newton_steps, self.newton_tolerance = newton_steps, newton_tolerance
         self.unit = None if units == "relative" else 1.0
         self.steps, self.curvature = 0, Curvature()
         self.layers = find_layers(model)
         self._names = {p: n.replace("_orig_mod.", "") for n, p in trainable_parameters(model).items()}
-        self._generator = torch.Generator().manual_seed(seed)
+        self.fisher = FisherStatistics(model, self.layers, self._names, fisher, seed)
 
     def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
-        check_finite(inputs, "inputs")
+        check_finite_everywhere(inputs, "inputs", self.group)
         before = self.extra_state()
         try:
             return self._step(inputs, targets)
@@ -132,7 +146,7 @@ class KFAC(BatchOptimizer):
         metrics = {"gradient_norm": found.squared_norm**0.5}
         with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
             if refresh:
-                self.curvature = self.curvature.observed(found.factors, found.diagonals, self.ema)
+                self.curvature = self.curvature.observed(*found.statistics, ema=self.ema)
             if refresh or self.solver == "eigen":
                 self.curvature = replace(self.curvature, damping=self._damping(found))
             if refresh:
@@ -173,50 +187,40 @@ class KFAC(BatchOptimizer):
     # -- one batch
 
     def _evaluate(self, inputs: Tensor, targets: Tensor, refresh: bool) -> Evaluation:
+        deal = Deal.of(len(inputs), inputs.device, self.group)
         with (
             torch.enable_grad(),
             self._forward_guard(),
             capture(self.model, self.layers if refresh else []) as seen,
         ):
-            logits, loss = self._loss(inputs, targets)
-        factors, diagonals = self._observe(inputs, targets, logits, seen) if refresh else ({}, {})
-        gradient, objective = self._gradients(loss, lambda: self._loss(inputs, targets)[1])
+            logits, loss, value = self._loss(inputs, targets, deal)
+        statistics = Statistics({}, {})
+        if refresh:
+            statistics = self.fisher.of(inputs, targets, logits, seen, deal)
+        gradient, objective = self._gradients(loss, deal, lambda: self._loss(inputs, targets, deal)[1])
         for parameter, g in objective.items():
             check_finite(g, f"gradient of {self._names[parameter]}")
-        rank = len(logits) * max(logits.shape[-1] - 1, 1)
-        squared = squared_norm(gradient.values())
-        return Evaluation(float(loss.detach()), squared, objective, rank, factors, diagonals)
+        rank = len(deal) * max(logits.shape[-1] - 1, 1)
+        return Evaluation(value, squared_norm(gradient.values()), objective, rank, statistics)
 
-    def _loss(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits, and their mean cross-entropy in float32 or wider."""
+    def _loss(self, inputs: Tensor, targets: Tensor, deal: Deal) -> tuple[Tensor, Tensor, float]:
+        """This process's logits and mean cross-entropy, in float32 or wider; and that of the whole batch."""
         logits = self.model(inputs)
         loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
-        check_finite(loss.detach(), "loss")
-        return logits, loss
+        value = deal.mean(loss.detach())
+        check_finite(value, "loss")
+        return logits, loss, float(value)
 
     def _forward_guard(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def _gradients(self, loss: Tensor, again: Callable[[], Tensor]) -> tuple[Values, Values]:
-        """∇ℓ, and the gradient to precondition: here the same. `again` evaluates the loss once more."""
-        gradient = differentiate(loss, list(self._names))
-        return gradient, gradient
+    def _gradients(self, loss: Tensor, deal: Deal, again: Callable[[], Tensor]) -> tuple[Values, Values]:
+        """∇ℓ of the whole batch, and the gradient to precondition: here the same.
 
-    def _observe(
-        self, inputs: Tensor, targets: Tensor, logits: Tensor, seen: Capture
-    ) -> tuple[dict[Layer, Factors], dict[str, Tensor]]:
-        """Statistics of this batch for every layer and, where a parameter is in none, for its diagonal."""
-        bilinear = {layer: self.model for layer in self.layers if not layer.modules}
-        covered = {p for layer in [*seen.edges, *bilinear] for p in layer.parameters}
-        others = [p for p in self._names if p not in covered]
-        factors, diagonals = observe(self.fisher, seen, logits, targets, others, self._generator)
-        for layer, model in bilinear.items():
-            assert isinstance(model, BilinearModel)
-            factors[layer] = bilinear_factors(self.fisher, model, inputs, logits, targets)
-        for layer, each in factors.items():
-            check_finite(each.input, f"input factor of {layer.name}")
-            check_finite(each.output, f"output factor of {layer.name}")
-        return factors, {self._names[p]: h for p, h in diagonals.items()}
+        loss: this process's own; `again` evaluates it once more.
+        """
+        gradient = deal.means(differentiate(loss, list(self._names)))
+        return gradient, gradient
 
     # -- the step
 
@@ -254,14 +258,14 @@ class KFAC(BatchOptimizer):
     def extra_state(self) -> dict[str, Any]:
         return {
             "steps": self.steps,
-            "generator": self._generator.get_state(),
+            "generator": self.fisher.generator.get_state(),
             "curvature": self.curvature.state(),
             "unit": self.unit,
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.steps, self.unit = state["steps"], state["unit"]
-        self._generator.set_state(state["generator"].cpu())
+        self.fisher.generator.set_state(state["generator"].cpu())
         devices = {name: p.device for p, name in self._names.items()}
         self.curvature = Curvature.from_state(state["curvature"], devices)
 

@@ -25,15 +25,21 @@ A parameter that is in no such layer (norms, scales, convolutions, fused attenti
 `forward`) has the diagonal E[g²] instead, from the same passes: with labels from the model, (Σ_i g_i)² / B
 is unbiased for the mean of g_i² (the Gauss-Newton-Bartlett estimator of Sophia, arXiv 2305.14342); "ggn"
 gives each image a random sign to the same end; "empirical" is biased upwards.
+
+Where several processes share a batch the statistics are those of the whole of it. Labels and signs are drawn for all
+images from all logits, by every process alike. The sums of x̄ x̄ᵀ and e eᵀ over samples are added up; but the g of a
+parameter outside every layer, and the e of a layer whose inputs all images share, are sums over images themselves:
+they are added up before they are squared.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from clipkal.optim.deal import Deal
 from clipkal.optim.jacobian import BilinearModel
 from clipkal.optim.layers import Capture, Layer
 
@@ -96,48 +102,60 @@ def observe(
     targets: Tensor,
     others: list[nn.Parameter],
     generator: torch.Generator,
+    deal: Deal,
+    shared: Collection[Layer] = (),
 ) -> tuple[dict[Layer, Factors], dict[nn.Parameter, Tensor]]:
-    """Factors of the captured layers and the diagonal of the other parameters, over this batch; the graph
-    is kept.
+    """Factors of the captured layers and the diagonal of the other parameters, over the whole batch; the
+    graph is kept.
+
+    deal: of the batch, of which inputs, logits and targets are this process's own. shared: layers whose
+    inputs are the same for all images, class prompts for one; read only where there are several processes.
 
     Cost: the backward passes of `fisher` (without the weight gradients of the captured layers), and n q² +
-    n p² a layer for n tokens.
+    n p² a layer for n tokens. Several processes exchange B C numbers, p² + q² a layer, and in every
+    backward pass n p a shared layer and the others' gradient.
     """
-    owners = [layer for layer, edges in seen.edges.items() for _ in edges]
-    edges = [edge for each in seen.edges.values() for edge in each]
-    B, outputs, diagonals = len(logits), dict[Layer, Tensor](), dict[nn.Parameter, Tensor]()
-    if not edges and not others:
+    calls = seen.calls()
+    if not calls and not others:
         return {}, {}
-    wide = _wide(logits.detach())
-    for v in cotangents(fisher, wide, targets, generator):
+    outputs, diagonals = dict[Layer, Tensor](), dict[nn.Parameter, Tensor]()
+    wanted: list[Any] = [*(edge for _, _, edge in calls), *others]
+    wide = deal.gather(_wide(logits.detach()))
+    for v in cotangents(fisher, wide, deal.gather(targets), generator):
         with torch.autocast(logits.device.type, enabled=False):
-            wanted: list[Any] = [*edges, *others]
             grads = torch.autograd.grad(
-                logits, wanted, v.to(logits.dtype), retain_graph=True, allow_unused=True
+                logits, wanted, deal.own(v).to(logits.dtype), retain_graph=True, allow_unused=True
             )
-        for layer, e in zip(owners, grads, strict=False):
+        for (layer, _, _), e in zip(calls, grads, strict=False):
             if e is not None:
-                outputs[layer] = outputs.get(layer, 0) + _second_moment(e, None) / B
-        for parameter, g in zip(others, grads[len(edges) :], strict=True):
+                whole = deal.total(_wide(e)) if layer in shared else e
+                outputs[layer] = outputs.get(layer, 0) + _second_moment(whole, None) / len(deal)
+        for parameter, g in zip(others, grads[len(calls) :], strict=True):
             if g is not None:
-                diagonals[parameter] = diagonals.get(parameter, 0) + _wide(g).square() / B
-    moments: dict[
-        Any, Tensor
-    ] = {}  # layers with one input (queries, keys, values) share one Λ, the same tensor
+                whole = deal.total(_wide(g))
+                diagonals[parameter] = diagonals.get(parameter, 0) + whole.square() / len(deal)
+    outputs = {layer: each if layer in shared else deal.total(each) for layer, each in outputs.items()}
+    inputs = _input_factors(seen, list(outputs), deal)
+    return {layer: Factors(inputs[layer], output) for layer, output in outputs.items()}, diagonals
+
+
+def _input_factors(seen: Capture, layers: list[Layer], deal: Deal) -> dict[Layer, Tensor]:
+    """Λ by layer; layers with one input (queries, keys, values) share one, the same tensor."""
+    moments: dict[Any, Tensor] = {}
     factors = {}
-    for layer, output in outputs.items():
+    for layer in layers:
         key = (*map(id, seen.inputs[layer]), layer.bias is None)
         if key not in moments:
-            moments[key] = _mean_second_moment(seen.inputs[layer], layer.bias is not None)
-        factors[layer] = Factors(moments[key], output)
-    return factors, diagonals
+            moments[key] = _mean_second_moment(seen.inputs[layer], layer.bias is not None, deal)
+        factors[layer] = moments[key]
+    return factors
 
 
 def bilinear_factors(
-    fisher: Fisher, model: BilinearModel, inputs: Tensor, logits: Tensor, targets: Tensor
+    fisher: Fisher, model: BilinearModel, inputs: Tensor, logits: Tensor, targets: Tensor, deal: Deal
 ) -> Factors:
     """Λ and Γ of a bilinear model, exactly: O(B q² + C p min(C, p) + B C min(C, p)) flop and no backward
-    pass."""
+    pass. Several processes exchange the factors."""
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         left, right = (_wide(factor) for factor in model.jacobian_factors(inputs))
         pi, basis = _wide(logits.detach()).softmax(-1).to(left), None
@@ -149,12 +167,14 @@ def bilinear_factors(
             output = _second_moment(residual @ left, None) / len(pi)
         else:
             output = (left.mT * pi.mean(0)) @ left - _second_moment(pi @ left, None) / len(pi)
-        return Factors(_mean_second_moment([right], False), output, basis)
+        return Factors(_mean_second_moment([right], False, deal), deal.mean(output), basis)
 
 
-def _mean_second_moment(xs: list[Tensor], append_one: bool) -> Tensor:
+def _mean_second_moment(xs: list[Tensor], append_one: bool, deal: Deal) -> Tensor:
+    """E[x xᵀ] over the rows of all processes."""
     rows = sum(x.numel() // x.shape[-1] for x in xs)
-    return torch.stack([_second_moment(x, 1.0 if append_one else None) for x in xs]).sum(0) / rows
+    moment = torch.stack([_second_moment(x, 1.0 if append_one else None) for x in xs]).sum(0)
+    return deal.total(moment) / deal.count(rows)
 
 
 def _second_moment(x: Tensor, append: float | None) -> Tensor:

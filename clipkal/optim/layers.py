@@ -78,6 +78,14 @@ class Capture:
     inputs: dict[Layer, list[Tensor]] = field(default_factory=dict)
     edges: dict[Layer, list[GradientEdge]] = field(default_factory=dict)
 
+    def calls(self) -> list[tuple[Layer, Tensor, GradientEdge]]:
+        """Every use of a layer: its inputs and the edge of its outputs; layer by layer."""
+        return [
+            (layer, x, edge)
+            for layer, xs in self.inputs.items()
+            for x, edge in zip(xs, self.edges[layer], strict=True)
+        ]
+
 
 @contextmanager
 def capture(model: nn.Module, layers: list[Layer]) -> Iterator[Capture]:
@@ -108,3 +116,18 @@ def capture(model: nn.Module, layers: list[Layer]) -> Iterator[Capture]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def shapes_of_one_and_two(
+    model: nn.Module, layers: list[Layer], inputs: Tensor
+) -> list[tuple[Layer, torch.Size, torch.Size]]:
+    """Every use of a layer, with the shape of its inputs for one image and for two: what grows counts the images.
+
+    Two forward passes, on copies of the first image.
+    """
+    seen = []
+    for n in (1, 2):
+        with torch.enable_grad(), capture(model, layers) as calls:
+            model(inputs[:1].expand(n, *inputs.shape[1:]))
+        seen.append([(layer, x.shape) for layer, x, _ in calls.calls()])
+    return [(layer, one, two) for (layer, one), (_, two) in zip(*seen, strict=True)]

@@ -5,7 +5,7 @@
 Source: arXiv 2601.18420 (Gradient Regularized Natural Gradients, the explicit variant: "double
 back-propagation"), read in summaries; its settings could not be read. The Hessian-vector product comes from
 
-* double backpropagation: ∇(½ ‖g‖²), exact; attention runs on the math kernel (`optim/sdpa.py`); or
+* double backpropagation: ∇⟨∇ℓ, g⟩ with g held fixed, exact; attention runs on the math kernel (`optim/sdpa.py`); or
 * a finite difference (Zhao et al. 2022, arXiv 2202.03599): ∇²ℓ g ≈ ‖g‖ (∇ℓ(θ + r g/‖g‖) − g) / r, error
   O(r); a second forward and backward pass under the same random numbers (dropout), no second derivative
   needed; θ is put back bit for bit.
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from clipkal.optim.base import StepInfo
 from clipkal.optim.curvature import Values
+from clipkal.optim.deal import Deal
 from clipkal.optim.grad_norm import Rho, Units, squared_norm
 from clipkal.optim.kfac import KFAC, differentiate
 from clipkal.optim.sdpa import twice_differentiable
@@ -80,20 +81,20 @@ class RENG(KFAC):
         twice = self._regularised and self.hessian == "double_backprop"
         return twice_differentiable(self.model) if twice else nullcontext()
 
-    def _gradients(self, loss: Tensor, again: Callable[[], Tensor]) -> tuple[Values, Values]:
+    def _gradients(self, loss: Tensor, deal: Deal, again: Callable[[], Tensor]) -> tuple[Values, Values]:
         if not self._regularised:
-            return super()._gradients(loss, again)
+            return super()._gradients(loss, deal, again)
         if self.hessian == "double_backprop":
-            g, Hg = hessian_gradient(loss, list(self._names))
+            g, Hg = hessian_gradient(loss, list(self._names), deal)
         else:
-            g = differentiate(loss, list(self._names))
-            Hg = self._difference(g, again)
+            g = deal.means(differentiate(loss, list(self._names)))
+            Hg = self._difference(g, lambda: deal.means(differentiate(again(), list(g))))
         length = squared_norm(g.values()) ** 0.5
         rho = self.rho.at(self.steps, lambda: length / max(squared_norm(Hg.values()) ** 0.5, 1e-30))
         return g, {p: g[p] + rho * Hg[p] if p in Hg else g[p] for p in g}
 
-    def _difference(self, g: Values, again: Callable[[], Tensor]) -> Values:
-        """‖g‖ (∇ℓ(θ + r g/‖g‖) − g) / r."""
+    def _difference(self, g: Values, again: Callable[[], Values]) -> Values:
+        """‖g‖ (∇ℓ(θ + r g/‖g‖) − g) / r. again: evaluates ∇ℓ at the present parameters."""
         length = squared_norm(g.values()) ** 0.5
         if length == 0:
             return {p: torch.zeros_like(each) for p, each in g.items()}
@@ -103,7 +104,7 @@ class RENG(KFAC):
                 for p, each in g.items():
                     p.add_(each, alpha=self.radius / length)
             with _replayed(self._random, self._cuda), torch.enable_grad():
-                there = differentiate(again(), list(g))
+                there = again()
         finally:
             with torch.no_grad():
                 for p, value in before.items():
@@ -118,12 +119,17 @@ class RENG(KFAC):
         self.rho.unit = state["rho_unit"]
 
 
-def hessian_gradient(loss: Tensor, parameters: list[nn.Parameter]) -> tuple[Values, Values]:
-    """g = ∇ℓ and ∇²ℓ g, by differentiating ½ ‖∇ℓ‖² once more."""
+def hessian_gradient(loss: Tensor, parameters: list[nn.Parameter], deal: Deal) -> tuple[Values, Values]:
+    """g = ∇ℓ and ∇²ℓ g of the whole batch, by differentiating ⟨∇ℓ, g⟩ with g held fixed.
+
+    loss: this process's own. The Hessian is the mean over all images as well, so every process multiplies its own by
+    the g of all of them.
+    """
     graph = differentiate(loss, parameters, create_graph=True)
-    half = sum((g.square().sum() for g in graph.values()), torch.zeros((), device=loss.device)) / 2
-    product = differentiate(half, list(graph)) if half.requires_grad else {}
-    return {p: g.detach() for p, g in graph.items()}, product
+    g = deal.means({p: each.detach() for p, each in graph.items()})
+    inner = sum(((graph[p] * g[p]).sum() for p in graph), torch.zeros((), device=loss.device))
+    product = differentiate(inner, list(graph)) if inner.requires_grad else {}
+    return g, deal.means(product)
 
 
 @contextmanager

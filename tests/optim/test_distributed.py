@@ -1,8 +1,9 @@
 """Two gloo processes that hold half of each batch against one process that holds it all; float64, rtol 1e-9."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from kalman_models import bilinear, theta
 from torch import Tensor, nn
 
 from clipkal.optim import (
+    KFAC,
+    RENG,
+    RING,
     FirstOrder,
     FunctionSpaceFilter,
     Kalman,
@@ -23,6 +27,7 @@ from clipkal.optim import (
 from clipkal.optim.baselines import build_baseline
 from clipkal.optim.covariance import Diagonal
 from clipkal.optim.distributed import all_reduce_mean, anywhere, world_size
+from clipkal.optim.kronecker_factors import Fisher
 
 WORLD = 2
 Make = Callable[[nn.Module], Any]
@@ -34,6 +39,35 @@ def net() -> nn.Module:
 
 def scaled() -> nn.Module:
     return bilinear(train_scale=True)
+
+
+class Tokens(nn.Module):
+    """Three tokens an image through a linear layer used twice, a norm (outside every layer) and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Linear(2, 4), nn.Linear(4, 4)
+        self.norm, self.head = nn.LayerNorm(4), nn.Linear(4, 4, bias=False)
+        self.double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        tokens = self.embed(inputs.view(len(inputs), 3, 2))
+        for _ in range(2):
+            tokens = tokens + self.mix(tokens).tanh()
+        return self.head(self.norm(tokens).mean(1))
+
+
+class Prompted(nn.Module):
+    """Two towers, a layer each: one sees images, the other class prompts, which all images share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("prompts", torch.linspace(-2, 2, 4 * 2 * 5).sin().view(4, 2, 5))
+        self.vision, self.language = nn.Linear(6, 3), nn.Linear(5, 3)
+        self.double()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return 3 * self.vision(inputs).tanh() @ self.language(self.prompts).tanh().mean(1).mT
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Make]] = {
@@ -51,6 +85,22 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Make]] = {
     "function space": (bilinear, lambda m: FunctionSpaceFilter(m, precision="float64")),
     "adamw": (net, lambda m: FirstOrder(m, torch.optim.AdamW(m.parameters(), lr=0.01))),
     "sam": (net, lambda m: build_baseline("sam", m, lr=0.01)),
+    "kfac, bilinear": (bilinear, lambda m: build_baseline("kfac", m, lr=1.0)),
+    "kfac, bilinear, empirical": (bilinear, lambda m: KFAC(m, fisher="empirical")),
+    "kfac, bilinear and a scale": (scaled, KFAC),
+    "kfac, net": (net, lambda m: KFAC(m, momentum=0.9, weight_decay=0.01)),
+    "kfac, net, newton": (net, lambda m: KFAC(m, solver="newton")),
+    "ring": (scaled, lambda m: RING(m, rho_warmup=1)),
+    "ring, eigen": (net, lambda m: RING(m, rho_warmup=1, solver="eigen", update_interval=1)),
+    "reng, bilinear": (scaled, lambda m: RENG(m, rho_warmup=1)),
+    "reng, net": (net, lambda m: RENG(m, rho_warmup=1)),
+    "reng, tokens": (Tokens, lambda m: RENG(m, rho_warmup=1)),
+    "reng, finite difference": (Tokens, lambda m: RENG(m, rho_warmup=1, hessian="finite_difference")),
+    **{
+        f"kfac, {model.__name__}, {fisher}": (model, partial(KFAC, fisher=fisher))
+        for model in (net, Tokens, Prompted)
+        for fisher in get_args(Fisher)
+    },
 }
 
 
@@ -81,6 +131,12 @@ def fitted(name: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
     if isinstance(optimiser, KalmanFilter):
         result |= optimiser.noise.state_dict()
         result["covariance"] = optimiser.logit_covariance(batches()[0][0])  # each process's own inputs
+    if isinstance(optimiser, KFAC):
+        result |= {
+            name: torch.tensor([i.metrics[name] for i in infos], dtype=torch.float64)
+            for name in infos[0].metrics
+        }
+        result["generator"] = optimiser.extra_state()["generator"]
     return result
 
 
@@ -99,20 +155,26 @@ def _worker(rank: int, file: str, out: str) -> None:
 def _refusals(rank: int) -> list[bool]:
     """Every process refuses what one refuses, and goes on with the next batch."""
     refused = []
-    for make in (KalmanFilter, lambda m: FirstOrder(m, torch.optim.SGD(m.parameters(), lr=0.1))):
+    x, y = batches()[0]
+    for make, fault in (
+        (KalmanFilter, torch.nan),
+        (lambda m: FirstOrder(m, torch.optim.SGD(m.parameters(), lr=0.1)), torch.nan),
+        (KFAC, torch.nan),
+        (KFAC, 1e200),  # a finite loss, but a factor that is not
+    ):
         optimiser = make(bilinear())
-        x, y = batches()[0]
         bad = x.clone()
-        bad[1] = torch.nan  # in the share of process 1
+        bad[1] = fault  # in the share of process 1
         try:
             optimiser.step(bad[rank::WORLD], y[rank::WORLD])
         except FloatingPointError:
             refused.append(True)
         optimiser.step(x[rank::WORLD], y[rank::WORLD])
-    try:
-        KalmanFilter(bilinear()).step(x[: 1 - rank], y[: 1 - rank])
-    except ValueError:
-        refused.append(True)
+    for make in (KalmanFilter, KFAC):
+        try:
+            make(bilinear()).step(x[: 1 - rank], y[: 1 - rank])
+        except ValueError:
+            refused.append(True)
     try:
         build_baseline("sophia", net(), lr=0.1)
     except Exception as error:
@@ -146,7 +208,7 @@ def test_the_copies_stay_bit_identical(name: str, two: list[dict[str, Any]]) -> 
 
 
 def test_what_one_process_refuses_all_refuse(two: list[dict[str, Any]]) -> None:
-    assert [found["refused"] for found in two] == [[True] * 4] * 2
+    assert [found["refused"] for found in two] == [[True] * 7] * 2
 
 
 def test_the_mean_is_weighted_by_the_images_of_each_process(two: list[dict[str, Any]]) -> None:

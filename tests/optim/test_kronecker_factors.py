@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+from clipkal.optim.deal import Deal
 from clipkal.optim.kronecker_factors import Factors, averaged, bilinear_factors, cotangents, observe
 from clipkal.optim.layers import capture, find_layers
 
@@ -32,6 +33,11 @@ def draw(B: int = 6, q: int = 5, C: int = 4, seed: int = 0) -> tuple[Tensor, Ten
     return torch.randn(B, q, dtype=DOUBLE), torch.randint(0, C, (B,))
 
 
+def whole(logits: Tensor) -> Deal:
+    """One process holds the whole batch."""
+    return Deal.of(len(logits), logits.device)
+
+
 def statistics(model, inputs, targets, fisher, seed=0):
     layers = find_layers(model)
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +45,7 @@ def statistics(model, inputs, targets, fisher, seed=0):
     others = [p for p in model.parameters() if p.requires_grad and p not in covered]
     with capture(model, layers) as seen:
         logits = model(inputs)
-    factors, diagonals = observe(fisher, seen, logits, targets, others, generator)
+    factors, diagonals = observe(fisher, seen, logits, targets, others, generator, whole(logits))
     return {layer.name: f for layer, f in factors.items()}, diagonals, logits
 
 
@@ -113,12 +119,13 @@ def test_the_expectation_of_the_true_fisher_is_the_ggn():
     h = ggn(model, inputs, "2.weight").diagonal()
     with capture(model, layers) as seen:
         logits = model(inputs)
-    draws = [observe("true", seen, logits, targets, [norm], generator) for _ in range(1000)]
+    deal = whole(logits)
+    draws = [observe("true", seen, logits, targets, [norm], generator, deal) for _ in range(1000)]
     for layer in layers:
         mean = torch.stack([f[layer].output for f, _ in draws]).mean(0)
         assert close(mean, exact[layer.name].output, 0.08)
     assert close(torch.stack([d[norm] for _, d in draws]).mean(0), h, 0.08)
-    signed = [observe("ggn", seen, logits, targets, [norm], generator)[1][norm] for _ in range(300)]
+    signed = [observe("ggn", seen, logits, targets, [norm], generator, deal)[1][norm] for _ in range(300)]
     assert close(torch.stack(signed).mean(0), h, 0.08)
 
 
@@ -128,7 +135,7 @@ def test_bilinear_factors_against_the_jacobian(classes, p, fisher):
     torch.manual_seed(0)
     model, (inputs, targets) = Bilinear(classes, p, 5), draw(C=classes)
     logits = model(inputs)
-    f = bilinear_factors(fisher, model, inputs, logits, targets)
+    f = bilinear_factors(fisher, model, inputs, logits, targets, whole(logits))
     U = torch.eye(p, dtype=DOUBLE) if f.basis is None else f.basis
     Gamma = U.T @ f.output @ U
     # ∂logits/∂W from torch.func is left ⊗ right, and Γ is the mean of leftᵀ R left
@@ -144,7 +151,7 @@ def test_bilinear_factors_against_the_jacobian(classes, p, fisher):
         R = v.T @ v / 6
     assert close(Gamma, left.T @ R @ left)
     assert close(f.input, right.T @ right / 6)
-    one = bilinear_factors("ggn", model, inputs[:1], logits[:1], targets[:1])
+    one = bilinear_factors("ggn", model, inputs[:1], logits[:1], targets[:1], whole(logits[:1]))
     U = torch.eye(p, dtype=DOUBLE) if one.basis is None else one.basis
     assert close(torch.kron(U.T @ one.output @ U, one.input), ggn(model, inputs[:1], "weight"))
 

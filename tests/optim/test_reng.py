@@ -9,6 +9,7 @@ from torch.backends import cuda
 from torch.func import functional_call, grad, jvp
 from torch.nn import functional as F
 
+from clipkal.optim.deal import Deal
 from clipkal.optim.kfac import KFAC, differentiate
 from clipkal.optim.reng import RENG, hessian_gradient
 from clipkal.optim.sdpa import eager, twice_differentiable
@@ -48,7 +49,7 @@ def error(a: Tensor, b: Tensor) -> float:
 def double(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     with twice_differentiable(model):
         loss = F.cross_entropy(model(inputs), targets)
-    g, Hg = hessian_gradient(loss, list(model.parameters()))
+    g, Hg = hessian_gradient(loss, list(model.parameters()), Deal.of(len(inputs), inputs.device))
     return flat(g), flat(Hg)
 
 
@@ -125,7 +126,9 @@ def test_the_finite_difference_is_close_to_double_backpropagation(kind):
         optimizer._random = [torch.get_rng_state()]
         loss = F.cross_entropy(model(inputs), targets)
         g = differentiate(loss, list(model.parameters()))
-        found = optimizer._difference(g, lambda: F.cross_entropy(model(inputs), targets))
+        found = optimizer._difference(
+            g, lambda: differentiate(F.cross_entropy(model(inputs), targets), list(model.parameters()))
+        )
         assert error(flat(found), Hg) < bound
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -164,7 +167,7 @@ def test_without_the_guard_the_default_kernel_has_no_second_derivative():
     model, inputs, targets = problem("attention", torch.float32)
     loss = F.cross_entropy(model(inputs), targets)
     with pytest.raises(RuntimeError, match="not implemented"):
-        hessian_gradient(loss, list(model.parameters()))
+        hessian_gradient(loss, list(model.parameters()), Deal.of(len(inputs), inputs.device))
 
 
 def test_eager_is_free_for_a_model_that_is_not_compiled():

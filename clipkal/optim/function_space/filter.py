@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, check_finite_everywhere
+from clipkal.optim.deal import Deal
 from clipkal.optim.distributed import Group, all_reduce_mean, broadcast, world_size
 from clipkal.optim.function_space.basis import reduce
 from clipkal.optim.function_space.evidence import laplace_evidence
@@ -22,7 +23,6 @@ from clipkal.optim.function_space.posterior import Posterior
 from clipkal.optim.function_space.sampling import FunctionDraws
 from clipkal.optim.function_space.settings import Settings
 from clipkal.optim.function_space.transfer import OtherClasses
-from clipkal.optim.gathering import Deal
 
 
 @dataclass(frozen=True)
