@@ -42,13 +42,10 @@ def laplace_of(net: nn.Module, x: torch.Tensor, y: torch.Tensor, precision: floa
     """laplace-torch's full Laplace posterior of a net at its present parameters, by BackPACK's GGN."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        laplace = pytest.importorskip(
-            "laplace", reason="laplace-torch is not installed: pip install laplace-torch"
-        )
-        backends = pytest.importorskip("laplace.curvature.backpack", reason="BackPACK is not installed")
-        found = laplace.FullLaplace(
-            net, "classification", prior_precision=precision, backend=backends.BackPackGGN
-        )
+        from laplace import FullLaplace
+        from laplace.curvature.backpack import BackPackGGN
+
+        found = FullLaplace(net, "classification", prior_precision=precision, backend=BackPackGGN)
         found.fit(DataLoader(TensorDataset(x, y), batch_size=len(x)))
     return found
 
