@@ -1,4 +1,4 @@
-"""Small dense algebra in float64: factors of I + B, Gram matrices of wide blocks, index pairs."""
+"""Small dense algebra in float64: factors of I + B, Gram matrices of wide blocks, index pairs; and white noise."""
 
 from functools import lru_cache
 
@@ -58,6 +58,12 @@ def pair_indices(b: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def psd_root(matrix: Tensor) -> Tensor:
-    """X [k, k] with X Xᵀ = matrix [k, k] symmetric positive semi-definite (negative rounding cut off); float64."""
+    """X [..., k, k] with X Xᵀ = matrix, symmetric positive semi-definite (negative rounding cut off); float64."""
     values, vectors = torch.linalg.eigh((matrix + matrix.mT).double() / 2)
-    return vectors * values.clamp(min=0).sqrt()
+    return vectors * values.clamp(min=0).sqrt()[..., None, :]
+
+
+def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """White noise, drawn on the generator's device (the CPU for None) so that a seed means the same everywhere."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)

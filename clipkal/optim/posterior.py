@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clipkal.optim.covariance import Covariance
+from clipkal.optim.hooks import MOST_ROWS
 from clipkal.optim.jacobian import BilinearRoute, JacobianRoute
+from clipkal.optim.linalg import normal, psd_root
 from clipkal.optim.vector import ParameterVector
 
 
@@ -20,6 +22,7 @@ class LinearisedPosterior:
     answers for its own inputs.
     """
 
+    independent_draws = True
     plain_model: nn.Module
     vector: ParameterVector
     covariance: Covariance
@@ -30,19 +33,24 @@ class LinearisedPosterior:
 
     @torch.no_grad()
     def logit_samples(self, inputs: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n draws [n, B, C] of the logits under θ ~ N(θ̄, T P), joint over classes.
+        """n draws [n, B, C] of the logits under θ ~ N(θ̄, T P), joint over classes; images independently.
 
-        Bilinear models with a covariance that knows how: the logits are drawn directly, images
-        independently, a trainable log_scale linearised. Otherwise θ is drawn and the model called n times:
-        joint over images too.
+        They are drawn from their own Gaussian, with the model linearised at θ̄, as the filter saw it: C backward passes, or
+        none for a bilinear model. Beyond MOST_ROWS classes θ is drawn and the model called n times: joint over images too.
         """
         self._check_started()
-        jacobian = self.route.linearise(inputs)
-        with torch.autocast(self.vector.device.type, enabled=False):
-            noise = self.covariance.logit_noise(jacobian, n, generator)
-        if noise is not None:
-            return jacobian.logits + noise.mul_(math.sqrt(self.temperature))
-        return torch.stack([self._logits_at(theta, inputs) for theta in self._draws(n, generator)])
+        if isinstance(self.route, BilinearRoute):
+            jacobian = self.route.linearise(inputs)
+            with torch.autocast(self.vector.device.type, enabled=False):
+                noise = self.covariance.logit_noise(jacobian, n, generator)
+            if noise is not None:
+                return jacobian.logits + noise.mul_(math.sqrt(self.temperature))
+        logits = self.plain_model(inputs)
+        if logits.shape[1] > MOST_ROWS:
+            return torch.stack([self._logits_at(theta, inputs) for theta in self._draws(n, generator)])
+        root = psd_root(self.logit_covariance(inputs)).to(self.vector.dtype)
+        noise = normal((n, *logits.shape), root, generator)
+        return logits + torch.einsum("bck,nbk->nbc", root, noise).to(logits.dtype)
 
     @torch.no_grad()
     def logit_covariance(self, inputs: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 Random numbers: draws come in blocks of `SAMPLE_BLOCK`, and block k always uses a fresh CPU generator seeded
 with digest(seed, k), for every batch of every set. So a posterior that draws parameters (or functions) from
 the generator gives each image the same draws however the images are batched, and all sets are seen by the
-same drawn models. One that draws each image's logits independently is as reproducible, but its draws depend
-on the batches.
+same drawn models. One that draws each image's logits independently is asked for all draws of an image at once; it is
+as reproducible, but its draws depend on the batches.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +25,10 @@ Model = Callable[[Tensor], Tensor]
 
 
 class Posterior(Protocol):
-    """Joint draws of the logits under θ ~ posterior; `probit` asks for `logit_covariance(inputs)` too."""
+    """Joint draws of the logits under θ ~ posterior; `probit` asks for `logit_covariance(inputs)` too.
+
+    independent_draws (optional): whether images are drawn independently, so that nothing is shared between calls.
+    """
 
     def logit_samples(self, inputs: Tensor, n: int, generator: torch.Generator) -> Tensor:
         """Draws (n, B, C), joint over classes; the CPU generator alone decides which."""
@@ -73,8 +76,10 @@ class Predictor:
 
         The blocks are the outer loop, so that a posterior may keep the functions it drew last.
         """
-        for block, start in enumerate(range(0, self.n_samples, SAMPLE_BLOCK)):
-            size = min(SAMPLE_BLOCK, self.n_samples - start)
+        independent = getattr(self.posterior, "independent_draws", False)
+        most_draws = self.n_samples if independent else SAMPLE_BLOCK
+        for block, start in enumerate(range(0, self.n_samples, most_draws)):
+            size = min(most_draws, self.n_samples - start)
             most = min(self.batch_size, max(1, MEMORY_BUDGET // (32 * size * classes)))
             for name, (features, count) in sets.items():
                 for rows in _batches(count, most):

@@ -97,8 +97,3 @@ def class_cotangents(jacobian: Jacobian) -> Tensor:
     """The identity for each image [b, C, C], float64: pulls J itself."""
     b, C = jacobian.logits.shape
     return torch.eye(C, dtype=torch.float64, device=jacobian.logits.device).expand(b, C, C)
-
-
-def draw_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard normal draws in the dtype and on the device of `like`."""
-    return torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)

@@ -22,12 +22,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from clipkal.optim.covariance.base import draw_normal
 from clipkal.optim.covariance.blocks import BlockUpdate, Pairs, diagonal_form, too_wide, weighted_gram
 from clipkal.optim.covariance.categorical import solve_categorical
 from clipkal.optim.innovation import Innovation, Weigher, innovate
 from clipkal.optim.jacobian import BilinearJacobian
-from clipkal.optim.linalg import log_det, unit_cholesky
+from clipkal.optim.linalg import log_det, normal, unit_cholesky
 from clipkal.optim.measurement import CategoricalMeasurement, Measurement
 
 
@@ -200,8 +199,8 @@ def logit_noise(
     instead of n draws of θ and n·b·p·q.
     """
     std = (jacobian.right.square() @ variance.mT).sqrt()
-    noise = draw_normal((n, *std.shape), std, generator).mul_(std) @ jacobian.left.to(std.dtype).mT
+    noise = normal((n, *std.shape), std, generator).mul_(std) @ jacobian.left.to(std.dtype).mT
     if len(extra_variance):
-        common = draw_normal((n, len(extra_variance)), std, generator) * extra_variance.to(std.dtype).sqrt()
+        common = normal((n, len(extra_variance)), std, generator) * extra_variance.to(std.dtype).sqrt()
         noise = noise + torch.einsum("bce,ne->nbc", jacobian.extra.to(std.dtype), common)
     return noise

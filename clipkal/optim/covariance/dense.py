@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from clipkal.optim.base import check_finite
-from clipkal.optim.covariance.base import Covariance, class_cotangents, draw_normal
+from clipkal.optim.covariance.base import Covariance, class_cotangents
 from clipkal.optim.innovation import Innovation, Weigher, innovate
 from clipkal.optim.jacobian import Jacobian
-from clipkal.optim.linalg import psd_root, unit_cholesky
+from clipkal.optim.linalg import normal, psd_root, unit_cholesky
 from clipkal.optim.measurement import Measurement
 from clipkal.optim.vector import ParameterVector
 
@@ -75,7 +75,7 @@ class Dense(Covariance):
         self.P = (P + P.mT) / 2
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        return draw_normal((n, len(self.P)), self.P, generator) @ psd_root(self.P).mT
+        return normal((n, len(self.P)), self.P, generator) @ psd_root(self.P).mT
 
     def logit_covariance(self, jacobian: Jacobian) -> Tensor:
         J = jacobian.pull(class_cotangents(jacobian)).double()

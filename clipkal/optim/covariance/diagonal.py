@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from clipkal.optim.base import check_finite
-from clipkal.optim.covariance.base import Covariance, class_cotangents, draw_normal
+from clipkal.optim.covariance.base import Covariance, class_cotangents
 from clipkal.optim.covariance.bilinear import logit_covariance, logit_noise, solve_block
 from clipkal.optim.covariance.blocks import BlockUpdate
 from clipkal.optim.innovation import Innovation, Weigher, innovate
 from clipkal.optim.jacobian import BilinearJacobian, Jacobian
-from clipkal.optim.linalg import gram_matrix, psd_root
+from clipkal.optim.linalg import gram_matrix, normal, psd_root
 from clipkal.optim.measurement import Measurement
 from clipkal.optim.vector import ParameterVector
 
@@ -142,7 +142,7 @@ class Diagonal(Covariance):
         self.before_shrink = None
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        return draw_normal((n, len(self.variance)), self.variance, generator) * self.variance.sqrt()
+        return normal((n, len(self.variance)), self.variance, generator) * self.variance.sqrt()
 
     def logit_covariance(self, jacobian: Jacobian) -> Tensor:
         if isinstance(jacobian, BilinearJacobian):

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from clipkal.optim.base import check_finite
-from clipkal.optim.covariance.base import Covariance, draw_normal
+from clipkal.optim.covariance.base import Covariance
 from clipkal.optim.covariance.bilinear import logit_covariance, logit_noise, solve_block
 from clipkal.optim.innovation import Innovation, Weigher
 from clipkal.optim.jacobian import BilinearJacobian, Jacobian
+from clipkal.optim.linalg import normal
 from clipkal.optim.measurement import Measurement
 from clipkal.optim.vector import ParameterVector
 
@@ -114,10 +115,10 @@ class Kronecker(Covariance):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         P = self._variance()
-        noise = draw_normal((n, *P.shape), P, generator) * P.sqrt()
+        noise = normal((n, *P.shape), P, generator) * P.sqrt()
         parts = {"weight": self.gamma_vectors @ noise @ self.lam_vectors.mT}
         if len(self.extra):
-            parts["log_scale"] = (draw_normal((n, 1), P, generator) * self.extra.sqrt())[:, 0]
+            parts["log_scale"] = (normal((n, 1), P, generator) * self.extra.sqrt())[:, 0]
         return self.vector.flatten(parts, leading=1)
 
     def logit_covariance(self, jacobian: Jacobian) -> Tensor:

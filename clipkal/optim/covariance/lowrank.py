@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from clipkal.optim.base import check_finite
-from clipkal.optim.covariance.base import Covariance, class_cotangents, draw_normal
+from clipkal.optim.covariance.base import Covariance, class_cotangents
 from clipkal.optim.innovation import Innovation, Weigher, innovate
 from clipkal.optim.jacobian import Jacobian
-from clipkal.optim.linalg import gram_matrix, unit_cholesky
+from clipkal.optim.linalg import gram_matrix, normal, unit_cholesky
 from clipkal.optim.measurement import Measurement
 from clipkal.optim.vector import ParameterVector
 
@@ -96,7 +96,7 @@ class LowRank(Covariance):
 
         c = (1 − (1 + s²)^-½)/s² = 1/(√(1 + s²)(1 + √(1 + s²))), which is harmless at s = 0.
         """
-        noise = draw_normal((n, len(self.diagonal)), self.diagonal, generator)
+        noise = normal((n, len(self.diagonal)), self.diagonal, generator)
         scale = self.diagonal.rsqrt()
         if len(self.rows):
             V = self.rows * scale

@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from clipkal.optim.base import check_finite
-from clipkal.optim.covariance.base import Covariance, draw_normal
+from clipkal.optim.covariance.base import Covariance
 from clipkal.optim.covariance.bilinear import logit_covariance, logit_noise, solve_block
 from clipkal.optim.covariance.diagonal import FLOOR, fall_, unshrunk
 from clipkal.optim.innovation import Innovation, Weigher
 from clipkal.optim.jacobian import FEW_CLASSES, BilinearJacobian, Jacobian
+from clipkal.optim.linalg import normal
 from clipkal.optim.measurement import Measurement
 from clipkal.optim.vector import ParameterVector
 
@@ -154,14 +155,12 @@ class Subspace(Covariance):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """√p₀ ε with its part in the span of U and V replaced by U (√P ∘ ε') Vᵀ."""
-        noise = (
-            draw_normal((n, *self.vector.shapes["weight"]), self.variance, generator) * self.outside.sqrt()
-        )
-        inside = draw_normal((n, *self.variance.shape), self.variance, generator) * self.variance.sqrt()
+        noise = normal((n, *self.vector.shapes["weight"]), self.variance, generator) * self.outside.sqrt()
+        inside = normal((n, *self.variance.shape), self.variance, generator) * self.variance.sqrt()
         weight = noise + self.left.mT @ (inside - self.left @ noise @ self.right.mT) @ self.right
         parts = {"weight": weight}
         if len(self.extra):
-            parts["log_scale"] = (draw_normal((n, 1), self.variance, generator) * self.extra.sqrt())[:, 0]
+            parts["log_scale"] = (normal((n, 1), self.variance, generator) * self.extra.sqrt())[:, 0]
         return self.vector.flatten(parts, leading=1)
 
     def logit_covariance(self, jacobian: Jacobian) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor
 from clipkal.optim.function_space.likelihood import Sites
 from clipkal.optim.function_space.newton import Mode
 from clipkal.optim.function_space.reduced import ReducedModel
-from clipkal.optim.function_space.sampling import FunctionDraws, draw_posterior, normal, solve
+from clipkal.optim.function_space.sampling import FunctionDraws, draw_posterior, solve
 from clipkal.optim.function_space.solve import Direct
+from clipkal.optim.linalg import normal
 
 
 @dataclass

@@ -22,6 +22,7 @@ from clipkal.optim.function_space.likelihood import Sites
 from clipkal.optim.function_space.newton import Mode
 from clipkal.optim.function_space.reduced import ReducedModel
 from clipkal.optim.function_space.solve import Direct, conjugate_gradients
+from clipkal.optim.linalg import normal
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,3 @@ def solve(model: ReducedModel, sites: Sites, factor: Direct | None, rhs: Tensor,
         return factor.solve(rhs)
     diagonal = model.precision_diagonal(sites)
     return conjugate_gradients(lambda v: model.precision(sites, v), rhs, diagonal, tolerance)[0]
-
-
-def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """White noise, drawn on the generator's device (the CPU for None) so that a seed means the same everywhere."""
-    device = generator.device if generator is not None else torch.device("cpu")
-    return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)

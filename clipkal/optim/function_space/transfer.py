@@ -14,7 +14,8 @@ from torch import Tensor
 
 from clipkal.optim.function_space.basis import span
 from clipkal.optim.function_space.posterior import Posterior
-from clipkal.optim.function_space.sampling import FunctionDraws, normal
+from clipkal.optim.function_space.sampling import FunctionDraws
+from clipkal.optim.linalg import normal
 
 # Left factors whose part outside the learnt directions is below this share of their norm lie inside them.
 NEGLIGIBLE = 1e-6
