@@ -22,6 +22,8 @@ class Covariance(ABC):
     vector: ParameterVector
     grows = False
     """Whether `prepare` changes the state."""
+    moves_mean = True
+    """Whether `update` moves θ by itself; if not, `settle` does, as the last thing of a step, and atomically."""
 
     @abstractmethod
     def allocate(self, vector: ParameterVector, prior: Tensor) -> None:
