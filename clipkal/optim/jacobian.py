@@ -178,7 +178,7 @@ class BilinearRoute(JacobianRoute):
     def linearise(self, inputs: Tensor) -> BilinearJacobian:
         logits = self.model(inputs)
         left, right = self.model.jacobian_factors(inputs)
-        extra = logits[..., None] if self.scale_is_trainable else logits[..., None][..., :0]
+        extra = logits[..., None] if self.scale_is_trainable else logits.new_empty((*logits.shape, 0))
         dtype = self.vector.dtype
         factors = left.detach().to(dtype), right.detach().to(dtype), extra.detach()
         return BilinearJacobian(logits, *factors, self.vector)

@@ -9,6 +9,7 @@ gradient (arXiv 1703.00209): no Fisher matrix is inverted and there is no learni
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -149,7 +150,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
     def _condition(self, inputs: Tensor, targets: Tensor, jacobian: Jacobian) -> StepInfo:
         measurement = self._measure(jacobian.logits, targets)
         loss = self._loss(jacobian.logits, targets, measurement)
-        size = self._block_size(jacobian.logits, targets)
+        size = self._block_size(measurement)
         several = size < len(targets)
         moves_first = self._moves_p_first or self.covariance.grows
         undo = self._undo() if several or moves_first or self.noise.adaptive else None
@@ -181,11 +182,13 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
 
     def _undo(self) -> Callable[[], None]:
         """Remembers the state; what it returns puts it back. An update by itself is atomic and needs none of this."""
-        mean, covariance, rho_scale = self.vector.gather(), self.covariance.snapshot(), self.rho_scale
+        mean = self.vector.gather() if self.covariance.moves_mean else None
+        covariance, rho_scale = self.covariance.snapshot(), self.rho_scale
         noise = self.noise.state_dict()
 
         def put_back() -> None:
-            self.vector.assign_(mean)
+            if mean is not None:
+                self.vector.assign_(mean)
             self.covariance.restore(covariance)
             self.noise.load_state_dict(noise)
             self.rho_scale = rho_scale
@@ -242,11 +245,11 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         check_finite(known.logits, "logits")
         return known
 
-    def _exact(self) -> torch.autocast:
+    def _exact(self) -> AbstractContextManager[object]:
         """No autocast for the filter's own algebra; the model's forward passes keep the caller's."""
         kind = self.vector.device.type
         self._autocast = torch.is_autocast_enabled(kind)
-        return torch.autocast(kind, enabled=False)
+        return torch.autocast(kind, enabled=False) if self._autocast else nullcontext()
 
     def _measure(self, logits: Tensor, targets: Tensor) -> Measurement:
         return self.observation.measure(logits, targets, self.noise, self._scale())
@@ -261,12 +264,11 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             raise FloatingPointError(f"loss: {loss}; step refused")
         return loss
 
-    def _block_size(self, logits: Tensor, targets: Tensor) -> int:
-        """How many images to take jointly."""
-        images = len(logits)
+    def _block_size(self, measurement: Measurement) -> int:
+        """How many images of a batch to take jointly."""
+        images, m = measurement.residual.shape
         if self.block != "auto" or images == 1:
             return images if self.block == "auto" else self.block or images
-        m = self.observation.width(logits, targets)
         if isinstance(self.route, BilinearRoute):
             return min(images, max(1, min(8, LARGEST_SOLVE // m)))
         rows = max(1, self.memory // (m * self.vector.size * self.vector.dtype.itemsize))

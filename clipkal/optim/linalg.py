@@ -15,10 +15,14 @@ def unit_cholesky(gram: Tensor) -> Tensor:
     B, some 1e-16 ‖B‖, exceeds 1; then that much is added to the diagonal (three times, tenfold), which only
     inflates the noise. Raises FloatingPointError if B is not finite. k³/3 flop.
     """
-    S = gram.double().clone()
+    return unit_cholesky_(gram.to(torch.float64, copy=True))
+
+
+def unit_cholesky_(S: Tensor) -> Tensor:
+    """The same of S = B [..., k, k] float64, which is overwritten."""
     S.diagonal(dim1=-2, dim2=-1).add_(1.0)
     factor, info = torch.linalg.cholesky_ex(S)
-    if not info.any():
+    if not (info.any() if info.ndim else info):
         return factor
     if not torch.isfinite(S).all():
         raise FloatingPointError("the innovation covariance is not finite; step refused")

@@ -50,10 +50,6 @@ class Observation(ABC):
     def outputs(self, logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
         """e = y − ŷ [b, m], (∂ŷ/∂logits)ᵀ [b, C, m], and the model's own variances [b, m] where it has them."""
 
-    def width(self, logits: Tensor, targets: Tensor) -> int:
-        """m, as far as it can be told before the update."""
-        return 1 if self.scalar else logits.shape[1]
-
     def first_variance(self, logits: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
         """R₀ of a noise that is to be estimated: the mean of e² over the first batch.
 
@@ -118,9 +114,9 @@ class Categorical(Observation):
 
     def measure(self, logits: Tensor, targets: Tensor, noise: Noise, scale: float = 1.0) -> Measurement:
         log_pi = F.log_softmax(logits.double(), dim=-1).clamp(min=LOWEST_LOG_PROBABILITY)
-        root = (log_pi / 2).exp()
+        root = log_pi.div(2).exp_()
         own = log_pi.gather(1, targets[:, None])
-        at_target = -torch.expm1(own) * (-own / 2).exp()
+        at_target = own.div(-2).sinh_().mul_(2)  # (1 − π_y)/√π_y
         kept = self._kept(log_pi, targets)
         if kept is None:
             residual = (-root).scatter(1, targets[:, None], at_target)
@@ -133,10 +129,6 @@ class Categorical(Observation):
             residual, own[:, 0], kept.shape[1], root, kept, tail / mass.clamp(min=1e-300)
         )
 
-    def width(self, logits: Tensor, targets: Tensor) -> int:
-        kept = self._kept(F.log_softmax(logits.double(), dim=-1), targets)
-        return logits.shape[1] if kept is None else kept.shape[1] + 1
-
     def loss(self, logits: Tensor, targets: Tensor, measurement: Measurement) -> Tensor:
         return -measurement.log_likelihood.mean()
 
@@ -146,12 +138,12 @@ class Categorical(Observation):
         if not self.merge or C <= 4:
             return None
         others = log_pi.scatter(1, targets[:, None], -torch.inf)
-        order = others.argsort(dim=1, descending=True)
-        tails = others.gather(1, order).exp().flip(1).cumsum(1).flip(1)  # mass from each place on
-        k = int((tails > self.merge).sum(1).max())
+        ascending, order = others.sort(dim=1)
+        tails = ascending.exp().cumsum(1)  # mass up to each place
+        k = int((tails.amax(0) > self.merge).sum())
         if 2 * (k + 2) > C:
             return None
-        return torch.cat([targets[:, None], order[:, :k]], dim=1)
+        return torch.cat([targets[:, None], order[:, C - k :]], dim=1)
 
     def reference(self, logits: Tensor, targets: Tensor, noise: Noise, scale: float = 1.0) -> Measurement:
         """The centred logits, z_c − mean z, with unit noise: the ratio is their mean prior variance, in nats².

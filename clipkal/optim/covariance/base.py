@@ -24,6 +24,8 @@ class Covariance(ABC):
     """Whether `prepare` changes the state."""
     iterations = 1
     """How often `update` linearises a block at most."""
+    moves_mean = True
+    """Whether `update` moves θ by itself; if not, `settle` does, as the last thing of a step, and atomically."""
 
     @abstractmethod
     def allocate(self, vector: ParameterVector, prior: Tensor) -> None:

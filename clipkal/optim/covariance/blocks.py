@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor
 
+from clipkal.optim.base import check_finite
 from clipkal.optim.innovation import Innovation
 from clipkal.optim.jacobian import FEW_CLASSES, BilinearJacobian
 from clipkal.optim.linalg import pair_indices
@@ -31,6 +32,15 @@ class BlockUpdate:
     extra_curvature: Tensor
     innovation: Innovation
 
+    def check_finite(self) -> None:
+        """FloatingPointError if what is to be added to the state is not finite."""
+        parts = [self.direction, self.curvature]
+        if len(self.extra_direction):
+            parts += [self.extra_direction, self.extra_curvature]
+        if not math.isfinite(reduce(torch.add, [part.sum() for part in parts])):
+            for part in parts:
+                check_finite(part, "the gain")
+
 
 class Pairs:
     """The pairs i ≤ j of b images. first, second: i and j [b(b+1)/2]; slices where there is but one image."""
@@ -41,6 +51,10 @@ class Pairs:
         self.second: Tensor | slice = EVERY
         if b > 1:
             self.first, self.second, self.count, self.place = _indices(b, device)
+
+    def sides(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x_i and x_j of every pair [pairs, …], for x [b, …]."""
+        return (x, x) if self.b == 1 else (x[self.first], x[self.second])
 
     def assemble(self, blocks: Tensor) -> Tensor:
         """The symmetric matrix [bm, bm] of its blocks [pairs, m, m]."""
@@ -79,7 +93,9 @@ def weighted_gram(jacobian: BilinearJacobian, U: Tensor) -> Tensor:
     """left diag(u) leftᵀ [k, C, C] for every row u of U [k, p]."""
     left = jacobian.left
     C = len(left)
-    if C > FEW_CLASSES or len(U) == 1:
+    if len(U) == 1:
+        return ((left * U) @ left.mT)[None]
+    if C > FEW_CLASSES:
         return (left * U[:, None, :]) @ left.mT
     return (U @ jacobian.left_products().mT).view(-1, C, C)
 

@@ -76,11 +76,7 @@ class Diagonal(Covariance):
     ) -> Innovation:
         P, extra = self._parts(self.variance)
         block = solve_block(jacobian, P, extra, measurement, weigher, self.iterations)
-        parts = [block.direction, block.curvature]
-        if len(extra):
-            parts += [block.extra_direction, block.extra_curvature]
-        for part in parts:
-            check_finite(part, "the gain")
+        block.check_finite()
         self._move(P, extra, block, jacobian.right)
         if self.form == "gain":
             fall = (block.curvature.to(block.products.dtype).mT @ block.products).to(P.dtype)

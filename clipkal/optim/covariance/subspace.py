@@ -15,8 +15,6 @@ Within a step the logits of later blocks follow from the change so far, C·r an 
 its end: t·q·(p + r) flop. A batch of B costs B·q·r for its coordinates. Memory: p·t + q·r + t·r.
 """
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -59,7 +57,12 @@ class Subspace(Covariance):
         self.variance = prior.new_zeros(0, 0)
         has_scale = "log_scale" in vector.names
         self.extra = vector.view(prior, "log_scale")[None].clone() if has_scale else prior.new_zeros(0)
+        self.known: tuple[Tensor, Tensor] | None = None
         self._nothing_pending()
+
+    @property
+    def moves_mean(self) -> bool:  # type: ignore[override]
+        return len(self.extra) > 0
 
     def _nothing_pending(self) -> None:
         self.pending = torch.zeros_like(self.variance)
@@ -70,16 +73,23 @@ class Subspace(Covariance):
         """The Jacobian in coordinates of U and V, which grow by what it has outside."""
         if not isinstance(jacobian, BilinearJacobian):
             raise ValueError("covariance 'subspace' needs the bilinear route")
-        if not len(self.left):
-            self.left, _ = grow(self.left, jacobian.left - jacobian.left.mean(0))
-        self.left, left = grow(self.left, jacobian.left)
+        left = self._left_coordinates(jacobian.left)
         self.right, right = grow(self.right, jacobian.right)
         t, r = self.variance.shape
         wider = (0, len(self.right) - r, 0, len(self.left) - t)
         if any(wider):
             self.variance = pad(self.variance, wider, value=float(self.outside))
-            self.pending = pad(self.pending, wider)
+            self._nothing_pending()  # nothing is, outside the updates of a step
         return BilinearJacobian(jacobian.logits, left, right, jacobian.extra, jacobian.vector)
+
+    def _left_coordinates(self, rows: Tensor) -> Tensor:
+        """Those of the class factors [C, t], which seldom change from one batch to the next."""
+        if self.known is None or not torch.equal(self.known[0], rows):
+            if not len(self.left):
+                self.left, _ = grow(self.left, rows - rows.mean(0))
+            self.left, _ = grow(self.left, rows)
+            self.known = rows.clone(), rows @ self.left.mT
+        return self.known[1]
 
     def relinearise(self, prepared: Jacobian, images: slice) -> BilinearJacobian | None:
         """The logits are affine in W; a trainable log_scale needs the model."""
@@ -88,21 +98,15 @@ class Subspace(Covariance):
             return None
         if len(prepared.left) <= FEW_CLASSES:
             prepared.left_products()
-        right = prepared.right[images]
-        logits = prepared.logits[images] + (right @ self.pending.mT @ prepared.left.mT).to(
-            prepared.logits.dtype
-        )
-        return replace(prepared, logits=logits, right=right, extra=prepared.extra[images])
+        part = prepared.at(images, prepared.logits[images])
+        part.logits = part.logits + (part.right @ self.pending.mT @ part.left.mT).to(part.logits.dtype)
+        return part
 
     def update(self, jacobian: Jacobian, measurement: Measurement, weigher: Weigher) -> Innovation:
         assert isinstance(jacobian, BilinearJacobian)
         P = self.variance
         block = solve_block(jacobian, P, self.extra, measurement, weigher, self.iterations)
-        parts = [block.direction, block.curvature]
-        if len(self.extra):
-            parts += [block.extra_direction, block.extra_curvature]
-        for part in parts:
-            check_finite(part, "the gain")
+        block.check_finite()
         self.pending.addcmul_(P, block.direction.mT.to(P.dtype) @ jacobian.right)
         fall_(P, (block.curvature.to(block.products.dtype).mT @ block.products).to(P.dtype))
         if len(self.extra):
@@ -180,6 +184,7 @@ class Subspace(Covariance):
     def assign(self, tensors: dict[str, Tensor]) -> None:
         for name, value in tensors.items():
             setattr(self, name, value)
+        self.known = None
         self._nothing_pending()
 
 
@@ -191,14 +196,13 @@ def grow(basis: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     inside = rows @ basis.mT
     if len(basis) == basis.shape[1]:
         return basis, inside
-    squares = rows.double().square().sum(1)
-    enough = NEW * float(squares.max())
-    if float((squares - inside.double().square().sum(1)).max()) <= enough:
+    outside = torch.addmm(rows, inside, basis, alpha=-1)
+    largest, most = torch.stack((rows, outside)).double().square_().sum(2).amax(1).tolist()
+    if most <= NEW * largest:
         return basis, inside
-    new = _directions(rows - inside @ basis, enough)
-    new = _symmetric(new - (new @ basis.mT) @ basis)
-    basis = torch.cat((basis, new))
-    return basis, rows @ basis.mT
+    new = _directions(outside, NEW * largest)
+    new = _symmetric(torch.addmm(new, new @ basis.mT, basis, alpha=-1))
+    return torch.cat((basis, new)), torch.cat((inside, rows @ new.mT), 1)
 
 
 def _directions(rows: Tensor, enough: float) -> Tensor:
@@ -206,15 +210,17 @@ def _directions(rows: Tensor, enough: float) -> Tensor:
     x = rows.double()
     wide = len(x) < x.shape[1]
     values, vectors = torch.linalg.eigh(x @ x.mT if wide else x.mT @ x)
-    keep = values > enough
-    new = vectors[:, keep].mT.flip(0)
+    few = sum(value <= enough for value in values.tolist())  # in ascending order
+    new = vectors[:, few:]
     if wide:
-        new = (new @ x) / values[keep].flip(0).sqrt()[:, None]
-    return new.to(rows.dtype)
+        new = x.mT @ (new * values[few:].rsqrt())
+    return new.mT.flip(0).to(rows.dtype)
 
 
 def _symmetric(rows: Tensor) -> Tensor:
-    """The orthonormal rows [k, q] nearest to rows that nearly are, which turns none of them."""
+    """The orthonormal rows [k, q] nearest to rows that nearly are, which turns none of them.
+
+    One step of Newton's iteration for the polar factor: an error ε of the rows' products becomes ε².
+    """
     x = rows.double()
-    values, vectors = torch.linalg.eigh(x @ x.mT)
-    return ((vectors / values.sqrt()) @ vectors.mT @ x).to(rows.dtype)
+    return torch.addmm(x, x @ x.mT, x, beta=1.5, alpha=-0.5).to(rows.dtype)
