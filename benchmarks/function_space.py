@@ -1,27 +1,26 @@
 """How dear is a whole fit in function space, in AdamW fits of the same adapter? Hyper-parameters, MAP and log evidence included.
 
-    python -m benchmarks.function_space [--classes 10 100 1000] [--shots 16] [--repeats 5] [--threads 1]
+    python -m benchmarks.function_space [--classes 10 100 1000] [--shots 16] [--repeats 5] [--threads 1] [--device cpu]
 
 For each number of classes: cached synthetic features of width 512 with a fair zero-shot model; AdamW (fused, batches of 32, 20
-epochs, one learning rate of the five searched) and the filter take turns, and the ratio of the medians of their process times is
-printed (CPU seconds: on a shared machine the wall clock measures the neighbours), once with the search of five rates not counted
-and once counted. One pass of the recursive filter and, where laplace-torch is installed, its Kronecker fit of a posterior to a
-given MAP stand beside it. nll_…: held-out negative log-likelihoods of the zero-shot model, AdamW at its best learning rate, the
-filter, and the recursive filter.
+epochs, one learning rate of the five searched) and the filter take turns, and the ratio of the medians of their times (clock.py)
+is printed, once with the search of five rates not counted and once counted. One pass of the recursive filter and, where
+laplace-torch is installed, its Kronecker fit of a posterior to a given MAP stand beside it. nll_…: held-out negative
+log-likelihoods of the zero-shot model, AdamW at its best learning rate, the filter, and the recursive filter.
 """
 
 import argparse
 import math
-import resource
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.clock import clock_of, peak_mib
 from benchmarks.optim_step import Row, show
 from clipkal.optim import FunctionSpaceFilter, Kalman
 
@@ -76,20 +75,22 @@ def features(
 def adamw(model: Adapter, inputs: Tensor, labels: Tensor, rate: float, epochs: int = 20) -> None:
     optimizer = torch.optim.AdamW([model.weight], lr=rate, weight_decay=0.01, fused=True)
     for _ in range(epochs):
-        for batch in torch.randperm(len(inputs)).split(32):
+        for batch in torch.randperm(len(inputs), device=inputs.device).split(32):
             optimizer.zero_grad()
             F.cross_entropy(model(inputs[batch]), labels[batch]).backward()
             optimizer.step()
 
 
-def timed(action: Callable[[], object]) -> float:
-    start = time.process_time()
+def timed(action: Callable[[], object], device: str = "cpu") -> float:
+    clock = clock_of(device)
+    start = clock()
     action()
-    return time.process_time() - start
+    return clock() - start
 
 
-def measure(classes: int, shots: int, repeats: int, search: bool) -> dict[str, float]:
+def measure(classes: int, shots: int, repeats: int, search: bool, device: str = "cpu") -> dict[str, float]:
     text, (train, test) = features(classes, shots)
+    text, train, test = text.to(device), *(tuple(x.to(device) for x in part) for part in (train, test))
 
     def nll(logits: Tensor) -> float:
         return float(F.cross_entropy(logits, test[1]))
@@ -97,17 +98,21 @@ def measure(classes: int, shots: int, repeats: int, search: bool) -> dict[str, f
     result: dict[str, float] = {"classes": classes, "shots": shots}
     seconds: dict[str, list[float]] = {"adamw": [], "filter": [], "one_pass": []}
     for _ in range(repeats):
-        baseline, model, recursive = (Adapter(text, 15.0) for _ in range(3))
-        seconds["adamw"].append(timed(lambda m=baseline: adamw(m, *train, rate=1e-3)))  # type: ignore[misc]
-        seconds["filter"].append(timed(lambda m=model: FunctionSpaceFilter(m).step(*train)))  # type: ignore[misc]
-        seconds["one_pass"].append(timed(lambda m=recursive: one_pass(m, *train)))  # type: ignore[misc]
+        baseline, model, recursive = (Adapter(text, 15.0).to(device) for _ in range(3))
+        fits: dict[str, Callable[[], object]] = {
+            "adamw": partial(adamw, baseline, *train, rate=1e-3),
+            "filter": partial(FunctionSpaceFilter(model).step, *train),
+            "one_pass": partial(one_pass, recursive, *train),
+        }
+        for name, fit in fits.items():
+            seconds[name].append(timed(fit, device))
     result |= {f"{name}_s": statistics.median(values) for name, values in seconds.items()}
-    result["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    laplace = laplace_seconds(text, *train)
+    result["peak_gib"] = peak_mib(device) / 2**10
+    laplace = laplace_seconds(text, *train) if device == "cpu" else None
     if laplace is not None:
         result["laplace_s"] = laplace
     with torch.no_grad():
-        result["nll_zero_shot"] = nll(Adapter(text, 15.0)(test[0]))
+        result["nll_zero_shot"] = nll(Adapter(text, 15.0).to(device)(test[0]))
         result["nll_filter"], result["nll_one_pass"] = nll(model(test[0])), nll(recursive(test[0]))
         result["nll_adamw"] = nll(baseline(test[0]))
     if search:
@@ -118,7 +123,7 @@ def measure(classes: int, shots: int, repeats: int, search: bool) -> dict[str, f
 def one_pass(model: Adapter, inputs: Tensor, labels: Tensor) -> None:
     """The recursive filter over the shots in random order, batches of 32."""
     optimizer = Kalman(model)
-    for batch in torch.randperm(len(inputs)).split(32):
+    for batch in torch.randperm(len(inputs), device=inputs.device).split(32):
         optimizer.step(inputs[batch], labels[batch])
 
 
@@ -141,17 +146,17 @@ def laplace_seconds(text: Tensor, inputs: Tensor, labels: Tensor) -> float | Non
 
 
 def _fitted(text: Tensor, train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], rate: float) -> float:
-    model = Adapter(text, 15.0)
+    model = Adapter(text, 15.0).to(text.device)
     adamw(model, *train, rate=rate)
     with torch.no_grad():
         return float(F.cross_entropy(model(test[0]), test[1]))
 
 
-def rows(classes: list[int], shots: int = 16, repeats: int = 5) -> Iterator[Row]:
+def rows(classes: list[int], shots: int = 16, repeats: int = 5, device: str = "cpu") -> Iterator[Row]:
     """Rows of the table; each carries everything that was measured in its case."""
-    measure(4, 4, 1, search=False)  # warming up
+    measure(4, 4, 1, search=False, device=device)  # warming up
     for C in classes:
-        found = measure(C, shots, repeats if C <= 100 else 1, search=C <= 100)
+        found = measure(C, shots, repeats if C <= 100 else 1, search=C <= 100, device=device)
         case, theirs, bound = f"a fit, {shots} shots × {C}", found["adamw_s"], BOUNDS.get(C)
         lines: list[tuple[str, float, float, float | None]] = [
             ("function space", found["filter_s"], theirs, bound),
@@ -173,10 +178,11 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found: dict[str, float] = {}
-    for row in rows(options.classes, options.shots, options.repeats):
+    for row in rows(options.classes, options.shots, options.repeats, options.device):
         show(row)
         if row["found"] is not found:
             found = row["found"]

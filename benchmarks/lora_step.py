@@ -1,9 +1,9 @@
 """Times one optimiser step of LoRA on a CLIP tower against fused AdamW, interleaved, and measures peak memory.
 
-    python -m benchmarks.lora_step [--backbone ViT-B-32] [--batch 16] [--classes 10 100 1000] [--steps 20]
+    python -m benchmarks.lora_step [--backbone ViT-B-32] [--batch 16] [--classes 10 100 1000] [--steps 20] [--device cpu]
 
 Rank 4 on q, k, v of every block, random weights (time does not depend on them), random images. Ratios are of mean
-processor seconds a step after ten untimed ones, over whole intervals of a natural gradient's refreshes (--steps a multiple of
+seconds (clock.py) a step after ten untimed ones, over whole intervals of a natural gradient's refreshes (--steps a multiple of
 ten); the methods take turns at every step.
 Peak memory is a process of its own per method: what its steps add on top of the loaded model, and the whole process.
 """
@@ -12,7 +12,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, median
@@ -22,6 +21,7 @@ import open_clip
 import torch
 from torch.nn import functional as F
 
+from benchmarks.clock import clock_of, peak_mib
 from clipkal.adapters.lora import LoRAAdapter, LoRASettings
 from clipkal.optim import RENG, RING, FirstOrder, KalmanFilter
 from clipkal.optim.baselines import build_baseline
@@ -55,24 +55,25 @@ METHODS: dict[str, Callable[[LoRAAdapter], Any]] = {
 }
 
 
-def tower(name: str) -> Any:
+def tower(name: str, device: str) -> Any:
     torch.manual_seed(0)
-    return open_clip.create_model(name, pretrained=None).eval().requires_grad_(False)
+    return open_clip.create_model(name, pretrained=None).eval().requires_grad_(False).to(device)
 
 
 def lora(model: Any, classes: int) -> LoRAAdapter:
     generator = torch.Generator().manual_seed(0)
     text = F.normalize(torch.randn(classes, model.text_projection.shape[1], generator=generator), dim=-1)
-    return LoRAAdapter(model, text, 100.0, LoRASettings(rank=4))
+    device = model.text_projection.device
+    return LoRAAdapter(model, text.to(device), 100.0, LoRASettings(rank=4)).to(device)
 
 
 def batches(model: Any, batch: int, classes: int, steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    side = model.visual.image_size[0]
+    side, device = model.visual.image_size[0], model.text_projection.device
     return [
         (
-            torch.randn(batch, 3, side, side, generator=generator),
-            torch.randint(classes, (batch,), generator=generator),
+            torch.randn(batch, 3, side, side, generator=generator).to(device),
+            torch.randint(classes, (batch,), generator=generator).to(device),
         )
         for _ in range(steps)
     ]
@@ -83,39 +84,34 @@ def seconds_per_step(
 ) -> dict[str, list[float]]:
     optimisers = {name: METHODS[name](lora(model, classes)) for name in methods}
     times: dict[str, list[float]] = {name: [] for name in methods}
+    clock = clock_of(model.text_projection.device.type)
     for images, labels in batches(model, 1, classes, WARMUP):
         for optimiser in optimisers.values():
             optimiser.step(images, labels)
     for images, labels in batches(model, batch, classes, steps):
         for name, optimiser in optimisers.items():
-            start = time.process_time()
+            start = clock()
             optimiser.step(images, labels)
-            times[name].append(time.process_time() - start)
+            times[name].append(clock() - start)
     return times
 
 
-def peak_of(backbone: str, batch: int, classes: int, name: str) -> dict[str, float]:
+def peak_of(backbone: str, batch: int, classes: int, name: str, device: str) -> dict[str, float]:
     """Peak memory in MiB of a process that takes three steps: `model` before them, `peak` after."""
     command = [sys.executable, "-m", "benchmarks.lora_step", "--backbone", backbone, "--batch", str(batch)]
-    command += ["--classes", str(classes), "--peak", name]
+    command += ["--classes", str(classes), "--peak", name, "--device", device]
     return json.loads(
         subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
     )
 
 
-def measure_peak(backbone: str, batch: int, classes: int, name: str) -> dict[str, float]:
-    model = tower(backbone)
+def measure_peak(backbone: str, batch: int, classes: int, name: str, device: str) -> dict[str, float]:
+    model = tower(backbone, device)
     optimiser = METHODS[name](lora(model, classes))
-    before = peak_mib()
+    before = peak_mib(device)
     for images, labels in batches(model, batch, classes, 3):
         optimiser.step(images, labels)
-    return {"model": before, "peak": peak_mib()}
-
-
-def peak_mib() -> float:
-    """Highest resident memory of this process so far (getrusage would count the parent's before exec)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    return {"model": before, "peak": peak_mib(device)}
 
 
 def row_of(name: str, times: dict[str, list[float]], peaks: dict[str, dict[str, float]]) -> dict[str, Any]:
@@ -148,24 +144,30 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--classes", type=int, nargs="*", default=[10, 100, 1000])
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--methods", nargs="*", default=list(CHEAP), choices=list(METHODS))
     parser.add_argument("--peak", choices=list(METHODS), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("outputs/bench/lora_step.json"))
     args = parser.parse_args()
     if args.peak:
-        print(json.dumps(measure_peak(args.backbone, args.batch, args.classes[0], args.peak)))
+        print(json.dumps(measure_peak(args.backbone, args.batch, args.classes[0], args.peak, args.device)))
         return
     methods = list(dict.fromkeys(["adamw", *args.methods]))
-    model, cases = tower(args.backbone), []
+    model, cases = tower(args.backbone, args.device), []
     for number, classes in enumerate(args.classes):
         times = seconds_per_step(model, args.batch, classes, args.steps, methods)
-        peaks = {name: peak_of(args.backbone, args.batch, classes, name) for name in methods if not number}
+        peaks = {
+            name: peak_of(args.backbone, args.batch, classes, name, args.device)
+            for name in methods
+            if not number
+        }
         rows = [row_of(name, times, peaks) for name in methods]
         show(classes, rows)
         cases.append({"classes": classes, "batch": args.batch, "rows": rows})
     args.out.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "backbone": args.backbone,
+        "device": args.device,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "cases": cases,

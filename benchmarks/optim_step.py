@@ -1,15 +1,13 @@
 """Times one optimiser step of the linear adapter against fused AdamW, and says which bounds hold.
 
-    python -m benchmarks.optim_step [--repeats 60] [--threads 1] [--wall] [--methods NAME …]
+    python -m benchmarks.optim_step [--repeats 60] [--threads 1] [--device cpu] [--methods NAME …]
 
-Each method takes turns with an AdamW of its own, so that other load falls on both; a ratio is of the two medians. The
-clock is processor time (all threads) unless --wall: on a shared machine that is the steadier of the two. Synthetic unit
-features; d = 512, logit scale 100; 7 labels of 10 are what the model says at the start.
+Each method takes turns with an AdamW of its own, so that other load falls on both; a ratio is of the two medians (clock.py
+says of what). Synthetic unit features; d = 512, logit scale 100; 7 labels of 10 are what the model says at the start.
 """
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.clock import clock_of
 from clipkal.optim import FirstOrder, Kalman, KalmanFilter, RKalman
 from clipkal.optim.baselines import build_baseline
 from clipkal.optim.covariance import Subspace
@@ -69,7 +68,7 @@ CASES: dict[tuple[int, int], float | None] = {(1, 10): 1.2, (32, 10): 5.0, (32, 
 
 
 def ratio(
-    make: Callable[[nn.Module], Any], batch: int, classes: int, repeats: int, clock: Callable[[], float]
+    make: Callable[[nn.Module], Any], batch: int, classes: int, repeats: int, device: str
 ) -> tuple[float, float]:
     """Median seconds a step of a method and of the AdamW that took turns with it; five steps of warming up."""
     generator = torch.Generator().manual_seed(1)
@@ -77,9 +76,10 @@ def ratio(
     targets = torch.randint(classes, (repeats + 5, batch), generator=generator)
     right = torch.rand(targets.shape, generator=generator) < 0.7
     targets = torch.where(right, adapter(classes)(inputs).argmax(-1), targets)
-    optimisers = (make(adapter(classes)), adamw(adapter(classes)))
+    optimisers = (make(adapter(classes).to(device)), adamw(adapter(classes).to(device)))
     times: tuple[list[float], list[float]] = ([], [])
-    for x, y in zip(inputs, targets, strict=True):
+    clock = clock_of(device)
+    for x, y in zip(inputs.to(device), targets.to(device), strict=True):
         for optimiser, seconds in zip(optimisers, times, strict=True):
             start = clock()
             optimiser.step(x, y)
@@ -87,11 +87,11 @@ def ratio(
     return statistics.median(times[0][5:]), statistics.median(times[1][5:])
 
 
-def rows(methods: list[str], repeats: int, clock: Callable[[], float] = time.process_time) -> Iterator[Row]:
+def rows(methods: list[str], repeats: int, device: str = "cpu") -> Iterator[Row]:
     """One row a case and method."""
     for (batch, classes), bound in CASES.items():
         for name in methods:
-            seconds, theirs = ratio(METHODS[name], batch, classes, repeats, clock)
+            seconds, theirs = ratio(METHODS[name], batch, classes, repeats, device)
             yield {
                 "case": f"a step, B = {batch}, C = {classes}",
                 "method": name,
@@ -116,11 +116,11 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--wall", action="store_true", help="wall time instead of processor time")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    for row in rows(args.methods, args.repeats, time.perf_counter if args.wall else time.process_time):
+    for row in rows(args.methods, args.repeats, args.device):
         show(row)
 
 
