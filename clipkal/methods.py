@@ -56,7 +56,7 @@ def make_build(cfg: DictConfig) -> Build:
     optimizer = cfg.optimizer
     makers: dict[str, Callable[[Adapter, float | None], BatchOptimizer]] = {
         "function_space": lambda adapter, _: _function_space(adapter, optimizer),
-        "kalman": lambda adapter, _: _kalman(adapter, optimizer),
+        "kalman": lambda adapter, _: _kalman(adapter, optimizer, cfg.predictive.name),
     }
     if optimizer.name in FIRST_ORDER + NATURAL:
         return lambda adapter, rate: _first_order(adapter, optimizer, rate or optimizer.default_lr)
@@ -94,7 +94,7 @@ def _function_space(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
     )
 
 
-def _kalman(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
+def _kalman(adapter: Adapter, cfg: DictConfig, predictive: str) -> BatchOptimizer:
     from clipkal.optim.kalman import KalmanFilter
 
     options = {
@@ -103,12 +103,12 @@ def _kalman(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
     options["prior"] = _word_or_number(cfg.prior, "optimizer.prior", ("ratio",))
     options["temperature"] = _word_or_number(cfg.temperature, "optimizer.temperature", ("unit",))
     if isinstance(adapter, LoRAAdapter):
-        _check_lora(adapter, cfg)
+        _check_lora(adapter, cfg, predictive)
         options["priors"] = adapter.prior_variances()
     return KalmanFilter(adapter, **options)
 
 
-def _check_lora(adapter: LoRAAdapter, cfg: DictConfig) -> None:
+def _check_lora(adapter: LoRAAdapter, cfg: DictConfig, predictive: str) -> None:
     """Raises ConfigError for what a filter over LoRA factors cannot do, or not in reasonable time."""
     if adapter.settings.dropout:
         raise ConfigError(
@@ -118,7 +118,12 @@ def _check_lora(adapter: LoRAAdapter, cfg: DictConfig) -> None:
     if not make_observation(cfg.observation).scalar and classes > MOST_ROWS:
         raise ConfigError(
             f"optimizer.observation={cfg.observation} with {classes} classes needs {classes} backward passes an image, a "
-            f"pass over the shots about {classes // 2} times AdamW's; type optimizer.observation=softmax (one an image)"
+            f"pass over the shots about {classes // 2} times AdamW's; type optimizer.observation=softmax "
+            "optimizer.noise=residual (one an image)"
+        )
+    if predictive == "probit" and classes > MOST_ROWS:
+        raise ConfigError(
+            f"predictive=probit with {classes} classes needs {classes} backward passes an image; type predictive=sampled"
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clipkal.optim.deal import Deal
 from clipkal.optim.distributed import Group
-from clipkal.optim.jacobian import BilinearJacobian, Jacobian, JacobianRoute
+from clipkal.optim.jacobian import BilinearJacobian, Jacobian, JacobianRoute, sketch
 from clipkal.optim.measurement import EVERY, Measurement
 from clipkal.optim.vector import ParameterVector
 
@@ -40,7 +40,7 @@ class GatheredJacobian(Jacobian):
         return gradient.square().sum()
 
     def squared_rows(self, measurement: Measurement) -> dict[str, Tensor]:
-        rows = self._pull_mine(measurement.cotangents())
+        rows = self._pull_mine(sketch(measurement.cotangents()))
         squares = {name: self.vector.view(rows, name).double().square().sum() for name in self.vector.names}
         for square in squares.values():
             dist.all_reduce(square, group=self.deal.group)

@@ -18,6 +18,7 @@ from clipkal.optim.measurement import Measurement
 from clipkal.optim.vector import ParameterVector
 
 FEW_CLASSES = 24  # up to here all products of two rows of `left` are kept
+PROBES = 16  # random combinations that stand for all rows of an image where only the sum of their squares is asked for
 
 
 @runtime_checkable
@@ -54,9 +55,22 @@ class Jacobian(ABC):
         return self.pull(measurement.cotangents())
 
     def squared_rows(self, measurement: Measurement) -> dict[str, Tensor]:
-        """Σ_i ‖H̃_i‖²_F over the columns of each parameter, by name; 0-dim float64."""
-        rows = self.rows(measurement)
+        """Σ_i ‖H̃_i‖²_F over the columns of each parameter, by name; 0-dim float64. Of many rows an estimate (sketch)."""
+        rows = self.pull(sketch(measurement.cotangents()))
         return {name: self.vector.view(rows, name).double().square().sum() for name in self.vector.names}
+
+
+def sketch(cotangents: Tensor) -> Tensor:
+    """At most PROBES combinations [b, C, k] of the m columns of cotangents [b, C, m], with random signs over √k.
+
+    E‖(c s)ᵀJ‖² = ‖cᵀJ‖²_F for signs s (Hutchinson 1989): k backward passes tell the size of a Jacobian of any number of
+    outputs. The signs are the same for all images, always, and in every process.
+    """
+    m = cotangents.shape[-1]
+    if m <= PROBES:
+        return cotangents
+    signs = torch.randint(0, 2, (m, PROBES), generator=torch.Generator().manual_seed(0))
+    return cotangents @ (2 * signs - 1).to(cotangents) / PROBES**0.5
 
 
 @dataclass

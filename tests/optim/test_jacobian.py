@@ -5,7 +5,9 @@ import torch
 from kalman_models import batch, bilinear, full_jacobian
 from torch import nn
 
-from clipkal.optim.jacobian import BilinearRoute, FunctionalRoute
+from clipkal.optim import KalmanFilter
+from clipkal.optim.jacobian import PROBES, BilinearRoute, FunctionalRoute
+from clipkal.optim.measurement import centred_logits
 from clipkal.optim.noise import ModelNoise
 from clipkal.optim.observation import Categorical
 from clipkal.optim.routes import make_route
@@ -85,3 +87,20 @@ def test_the_vector_is_the_parameters_in_order() -> None:
     torch.testing.assert_close(vector.flatten(vector.unflatten(stacked), leading=1), stacked)
     vector.assign_(before)
     torch.testing.assert_close(vector.gather(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("classes", [16, 400])
+def test_of_many_rows_the_size_of_a_jacobian_is_estimated(classes: int) -> None:
+    """The ratio rule starts a filter on a net of any number of classes, at about the p₀ that all rows would give."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, classes)).double()
+    x = torch.randn(20, 6).double()
+    route = make_route(model, ParameterVector(model), "hooks")
+    jacobian = route.linearise(x)
+    J = full_jacobian(model, x)
+    exact = (J - J.mean(1, keepdim=True)).square().sum()
+    found = torch.stack(list(jacobian.squared_rows(centred_logits(jacobian.logits)).values())).sum()
+    torch.testing.assert_close(found, exact, rtol=1e-9 if classes <= PROBES else 0.1, atol=0)
+    filtered = KalmanFilter(model, "softmax")
+    filtered.step(x, torch.randint(classes, (20,)))
+    assert filtered.prior_variance is not None
