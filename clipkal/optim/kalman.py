@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, check_finite_everywhere
+from clipkal.optim.blocking import Block, joint_slices
 from clipkal.optim.checks import check_batch, check_settings
 from clipkal.optim.covariance import Covariance, make_covariance
 from clipkal.optim.distributed import Group, broadcast, world_size
@@ -30,9 +31,6 @@ from clipkal.optim.posterior import LinearisedPosterior
 from clipkal.optim.prior import PRIORS, prior_variances, ratio_prior, unit_temperature
 from clipkal.optim.routes import make_route
 from clipkal.optim.vector import ParameterVector
-
-# Outputs taken jointly by block="auto": where the two costs of a block, its GEMMs and its passes over P, balance.
-LARGEST_SOLVE = 128
 
 
 class KalmanFilter(LinearisedPosterior, BatchOptimizer):
@@ -88,7 +86,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         store_regularisation: bool = True,
         epochs: int = 1,
         epochs_as: Literal["tempered", "optimiser"] = "tempered",
-        block: int | Literal["auto"] | None = "auto",
+        block: Block = "auto",
         temperature: float | Literal["unit"] = 1.0,
         route: str = "auto",
         memory: int = 1 << 28,
@@ -150,19 +148,20 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
     def _condition(self, inputs: Tensor, targets: Tensor, jacobian: Jacobian) -> StepInfo:
         measurement = self._measure(jacobian.logits, targets)
         loss = self._loss(jacobian.logits, targets, measurement)
-        size = self._block_size(measurement)
-        several = size < len(targets)
+        images, m = measurement.residual.shape
+        slices = joint_slices(images, m, self.block, self._images_that_fit(m))
+        several = len(slices) > 1
         moves_first = self._moves_p_first or self.covariance.grows
         undo = self._undo() if several or moves_first or self.noise.adaptive else None
         try:
             prepared = self.covariance.prepare(jacobian)
             shrinkage = self._predict(jacobian, measurement)
             innovations = []
-            for images in _blocks(len(targets), size):
+            for part in slices:
                 now = prepared
                 if several:
-                    now = self._relinearise(jacobian, prepared, inputs, images)
-                    measurement = self._measure(now.logits, targets[images])
+                    now = self._relinearise(jacobian, prepared, inputs, part)
+                    measurement = self._measure(now.logits, targets[part])
                 innovations.append(self.covariance.update(now, measurement, self.weigher))
                 if innovations[-1].moment is not None:
                     self.noise.update(innovations[-1].moment, innovations[-1].seen)
@@ -264,15 +263,11 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             raise FloatingPointError(f"loss: {loss}; step refused")
         return loss
 
-    def _block_size(self, measurement: Measurement) -> int:
-        """How many images of a batch to take jointly."""
-        images, m = measurement.residual.shape
-        if self.block != "auto" or images == 1:
-            return images if self.block == "auto" else self.block or images
+    def _images_that_fit(self, m: int) -> int | None:
+        """Images whose m whitened rows fit into memory; None where rows are not formed."""
         if isinstance(self.route, BilinearRoute):
-            return min(images, max(1, min(8, LARGEST_SOLVE // m)))
-        rows = max(1, self.memory // (m * self.vector.size * self.vector.dtype.itemsize))
-        return min(images, rows, 64 if m == 1 else max(1, min(8, LARGEST_SOLVE // m)))
+            return None
+        return self.memory // (m * self.vector.size * self.vector.dtype.itemsize)
 
     def _info(self, loss: float, innovations: list[Innovation], shrinkage: float) -> StepInfo:
         evidence, metrics = summarise(innovations, self.weigher)
@@ -304,7 +299,3 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         self.noise.load_state_dict(state["noise"])
         if self.prior_variance is not None:
             self.covariance.load_state_dict(state["covariance"], self.vector)
-
-
-def _blocks(images: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, images)) for start in range(0, images, size)]
