@@ -150,7 +150,7 @@ class _Loop:
         self.trials: list[Trial] = []
         self.best: State = {}
         self.epoch = self.position = 0
-        self.loss_sum = 0.0
+        self.sums: dict[str, float] = {}  # over the images of this epoch so far
         self.last_step: dict[str, float] = {}
 
     def begin(self, index: int) -> None:
@@ -158,7 +158,7 @@ class _Loop:
         rate = self.plan.rates[index]
         self.optimizer = self.build(self.adapter, rate)
         self.trials.append(Trial(rate, 0, None))
-        self.epoch, self.position, self.loss_sum = 0, 0, 0.0
+        self.epoch, self.position, self.sums = 0, 0, {}
         self._judge(index, 0)
 
     def run(self, index: int) -> None:
@@ -179,14 +179,21 @@ class _Loop:
             torch.manual_seed(_mix(self.plan.seed, self.epoch * len(batches) + position))
             inputs, labels = self.shots.features[chosen], self.shots.labels[chosen]
             info = self.optimizer.step(inputs.to(self.device), labels.to(self.device))
-            self.loss_sum += info.loss * len(chosen)
+            self._add(info, len(chosen))
             self.last_step = _said(info)
             self.position = position + 1
             if self.saver:
                 self.saver.after_step(lambda: self.state(index))
         self.epoch, self.position = self.epoch + 1, 0
-        mean_loss, self.loss_sum = self.loss_sum / len(self.shots.labels), 0.0
-        self._judge(index, self.epoch, mean_loss)
+        means = {name: total / len(self.shots.labels) for name, total in self.sums.items()}
+        self.sums = {}
+        self._judge(index, self.epoch, means)
+
+    def _add(self, info: StepInfo, images: int) -> None:
+        """An epoch reports, an image, the loss of every batch before its step and, where there is one, the log evidence."""
+        said = {"train_loss": info.loss * images}
+        said |= {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in said.items()}
 
     def _batches(self) -> Iterator[Tensor]:
         count = len(self.shots.labels)
@@ -202,12 +209,11 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * factor
 
-    def _judge(self, index: int, epoch: int, train_loss: float | None = None) -> None:
-        """Scores the parameters after `epoch` and remembers them if they are to be kept so far."""
+    def _judge(self, index: int, epoch: int, means: dict[str, float] | None = None) -> None:
+        """Scores the parameters after `epoch`, which had these means, and remembers them if they are to be kept so far."""
         val_nll = validation_nll(self.adapter, self.task.val)
         trial = self.trials[index]
-        values = {"epoch": float(epoch)}
-        values |= {"train_loss": train_loss} if train_loss is not None else {}
+        values = {"epoch": float(epoch), **(means or {})}
         values |= {"val_nll": val_nll} if val_nll is not None else {}
         trial.curve.append(values)
         if self.report:
@@ -233,7 +239,7 @@ class _Loop:
             "trial": index,
             "epoch": self.epoch,
             "position": self.position,
-            "loss_sum": self.loss_sum,
+            "sums": self.sums,
             "last_step": self.last_step,
             "adapter": self.adapter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -248,7 +254,7 @@ class _Loop:
         self.optimizer = self.build(self.adapter, self.plan.rates[index])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.position = state["epoch"], state["position"]
-        self.loss_sum, self.best, self.last_step = state["loss_sum"], state["best"], state["last_step"]
+        self.sums, self.best, self.last_step = state["sums"], state["best"], state["last_step"]
         self.trials = [Trial(**trial) for trial in state["trials"]]
         return index
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from clipkal.adapters import LinearAdapter
 from clipkal.data import FeatureSet
-from clipkal.optim.base import FirstOrder
+from clipkal.optim import FirstOrder, Kalman
 from clipkal.training import Plan, train, validation_nll
 
 
@@ -144,3 +144,20 @@ def test_reports_come_for_every_epoch_of_every_trial(task):
         adapter_of(task), adamw, task, PLAN, report=lambda trial, epoch, values: heard.append((trial, epoch))
     )
     assert heard == [(trial, epoch) for trial in range(3) for epoch in range(7)]
+
+
+def test_a_filter_reports_the_log_evidence_of_every_epoch(task):
+    said = []
+
+    def filtered(adapter, _):
+        optimizer = Kalman(adapter)
+        step = optimizer.step
+        optimizer.step = lambda x, y: said.append(step(x, y)) or said[-1]
+        return optimizer
+
+    done = train(adapter_of(task), filtered, task, Plan(epochs=2, batch_size=8))
+    for epoch, values in enumerate(done.kept.curve[1:]):
+        steps = said[3 * epoch : 3 * epoch + 3]
+        assert values["log_evidence"] == pytest.approx(sum(info.log_evidence for info in steps) / 20)
+        loss = sum(info.loss * count for info, count in zip(steps, (8, 8, 4), strict=True)) / 20
+        assert values["train_loss"] == pytest.approx(loss)
