@@ -75,7 +75,7 @@ def test_the_bilinear_kernel_is_the_general_one(
         model = bilinear(C, p, q, train_scale=observation != "cosine")
         _start(model)
         chosen = Categorical(merge=0.3) if observation == "merged" else observation
-        filtered = KalmanFilter(model, chosen, gate=gate, route=route, block=2, epochs=3)
+        filtered = KalmanFilter(model, chosen, gate=gate, route=route, block=2, epochs=3, prior=0.01)
         _uneven(filtered, x, y)
         info = filtered.step(x, y)
         found.append(
