@@ -93,8 +93,8 @@ class ResidualNoise(Noise):
     whitened coordinates
         ε = S⁻¹ r   and   H P⁺ Hᵀ = I − S⁻¹.
 
-    beta: forgetting factor an image. shape: scalar (mean over outputs), diagonal or full m × m. initial: R₀ (a
-    variance); None: from the first batch. floor: added to R when it is used.
+    beta: forgetting factor an image (the default by benchmarks/defaults.py). shape: scalar (mean over outputs), diagonal
+    or full m × m. initial: R₀ (a variance); None: from the first batch. floor: added to R when it is used.
     """
 
     adaptive = True

@@ -2,10 +2,9 @@
 
 p₀ is searched as u = log a, a = p₀ · mean_i ‖f_i‖² · ‖A‖²_F / C: the prior variance of a class's (centred) logit, a number that
 means the same for every backbone, scale and number of classes. A log-normal hyper-prior on a keeps the choice sane where the
-data say little: at one shot it is all there is, and where the shots are separated the held-out likelihood is flat in p₀. Its centre
-(a standard deviation of 10) and width were chosen by the mean NLL of few-shot validation images, over four data sets, 1 to 16
-shots and seeds 4 to 6: flat for centres of 10 to 16 and any width, so the smallest centre, and a width that lets the data move p₀
-by a factor of two or three.
+data say little: at one shot it is all there is, and where the shots are separated the held-out likelihood is flat in p₀. Few-shot
+validation images tell centres (of √a) from 8 to 16 and widths from 0.25 to 1.5 hardly apart (benchmarks/defaults.py); we took a
+small centre, 10, and a narrow width, at which the data move p₀ by a factor of two or three.
 
 * "crossval": the held-out log-likelihood of the MAP (crossval.py). The default.
 * "evidence": the Laplace evidence (evidence.py), MacKay's and GPML's choice. On real few-shot features it picks p₀ 2 to 20 times
