@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkal.optim.distributed import Group, all_reduce_mean, anywhere, broadcast, world_size
+from clipkal.optim.deal import Deal
+from clipkal.optim.distributed import Group, anywhere, broadcast, world_size
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -119,17 +120,17 @@ class FirstOrder(BatchOptimizer):
 
     def _evaluate(self, inputs: Tensor, targets: Tensor) -> float:
         """Loss of the whole batch at the current parameters; leaves its gradient in `.grad`."""
+        deal = Deal.of(len(inputs), inputs.device, self.group)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             loss = self.loss(self.model(inputs), targets)
-        value = loss.detach().clone()
-        all_reduce_mean([value], len(inputs), self.group)
+        value = deal.mean(loss.detach())
         check_finite(value, "loss")
         loss.backward()
-        gradients = {n: p.grad for n, p in trainable_parameters(self.model).items() if p.grad is not None}
-        all_reduce_mean(gradients.values(), len(inputs), self.group)
-        for name, gradient in gradients.items():
-            check_finite(gradient, f"gradient of {name}")
+        for name, parameter in trainable_parameters(self.model).items():
+            if parameter.grad is not None:
+                parameter.grad = deal.mean(parameter.grad)
+                check_finite(parameter.grad, f"gradient of {name}")
         return float(value)
 
     def _closure_step(self, inputs: Tensor, targets: Tensor) -> None:

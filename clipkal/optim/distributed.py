@@ -1,7 +1,7 @@
 """Data-parallel runs: every process sees its own images, and all of them take the step of the whole batch.
 
-Losses, gradients and products with the Hessian are means over images: averaged here, weighted by how many images each
-process has. Kronecker factors and diagonals are summed over samples of labels that all processes draw alike
+Losses, gradients and products with the Hessian are means over images: averaged, weighted by how many images each
+process has (deal.py). Kronecker factors and diagonals are summed over samples of labels that all processes draw alike
 (kronecker_factors.py). What a Kalman update needs of an image, its logits and whitened rows, is gathered (gathering.py).
 Every process computes the same update of its own copy of θ and of the curvature or P. All of it is exact: the step is
 that of one process that holds the whole batch, up to the order of summation (dropout draws other units).
@@ -22,23 +22,6 @@ Group = dist.ProcessGroup
 def world_size(group: Group | None = None) -> int:
     """How many processes share a batch; 1 where `torch.distributed` is not initialised. None: all of them."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
-
-
-@torch.no_grad()
-def all_reduce_mean(tensors: Iterable[Tensor], images: int, group: Group | None = None) -> None:
-    """Each tensor, a mean over this process's `images`, becomes in place the mean over all processes' images.
-
-    What is not finite in one process is so in all of them afterwards.
-    """
-    if world_size(group) == 1:
-        return
-    total: Tensor | None = None
-    for tensor in tensors:
-        if total is None:
-            total = torch.tensor(float(images), device=tensor.device)
-            dist.all_reduce(total, group=group)
-        tensor.mul_(images / float(total))
-        dist.all_reduce(tensor, group=group)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, check_finite_everywhere
 from clipkal.optim.deal import Deal
-from clipkal.optim.distributed import Group, all_reduce_mean, broadcast, world_size
+from clipkal.optim.distributed import Group, broadcast
 from clipkal.optim.function_space.basis import reduce
 from clipkal.optim.function_space.evidence import laplace_evidence
 from clipkal.optim.function_space.hyper import fit
@@ -36,11 +36,8 @@ class Seen:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def gathered(self, group: Group | None) -> "Seen":
+    def gathered(self, deal: Deal) -> "Seen":
         """What all processes were shown, in the order of distributed.py."""
-        if world_size(group) == 1:
-            return self
-        deal = Deal.of(len(self), self.labels.device, group)
         return Seen(*(deal.gather(getattr(self, f.name)) for f in fields(Seen)))
 
     def plus(self, other: "Seen") -> "Seen":
@@ -159,8 +156,8 @@ class FunctionSpaceFilter(BatchOptimizer):
             check_finite(value, name)
         labels = targets.to(offset.device, torch.long).clone()
         loss = nn.functional.cross_entropy(logits.double(), labels)
-        all_reduce_mean([loss], len(labels), self.group)
-        return left, Seen(right.clone(), offset.clone(), labels).gathered(self.group), float(loss)
+        deal = Deal.of(len(labels), labels.device, self.group)
+        return left, Seen(right.clone(), offset.clone(), labels).gathered(deal), float(deal.mean(loss))
 
     def _affine(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits at W = 0 [B, C], left [C, p] and right [B, q], all at the reference scale."""
