@@ -1,4 +1,4 @@
-"""How two defaults were chosen, without a test image: kalman's hyper-prior on p₀, and how fast an estimated noise forgets.
+"""What validation images and shots say of two defaults: kalman's hyper-prior on p₀, and how fast an estimated noise forgets.
 
     python -m benchmarks.defaults [--features FOLDER] [--datasets NAME …] [--seeds 4 5 6]
 
@@ -6,7 +6,7 @@
   shots and seeds that the study does not use.
 * beta of `ResidualNoise` (one image of `LoKO` at a time), by the mean loss of every shot before it is taken in, in one pass.
 
-Tables on standard output; about a quarter of an hour. `--features` as for the study.
+Tables on standard output; about two minutes. `--features` as for the study. docs/methods.md says what was made of them.
 """
 
 import argparse

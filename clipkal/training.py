@@ -159,7 +159,7 @@ class _Loop:
         self.optimizer = self.build(self.adapter, rate)
         self.trials.append(Trial(rate, 0, None))
         self.epoch, self.position, self.sums = 0, 0, {}
-        self._judge(index, 0)
+        self._judge(index, 0, {})
 
     def run(self, index: int) -> None:
         """Takes trial `index` from where it stands to its last epoch."""
@@ -209,11 +209,11 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * factor
 
-    def _judge(self, index: int, epoch: int, means: dict[str, float] | None = None) -> None:
+    def _judge(self, index: int, epoch: int, means: dict[str, float]) -> None:
         """Scores the parameters after `epoch`, which had these means, and remembers them if they are to be kept so far."""
         val_nll = validation_nll(self.adapter, self.task.val)
         trial = self.trials[index]
-        values = {"epoch": float(epoch), **(means or {})}
+        values = {"epoch": float(epoch), **means}
         values |= {"val_nll": val_nll} if val_nll is not None else {}
         trial.curve.append(values)
         if self.report:

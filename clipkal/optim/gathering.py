@@ -5,7 +5,6 @@ Bilinear models gather their factors, C + q numbers an image; others their white
 
 from dataclasses import dataclass, replace
 
-import torch.distributed as dist
 from torch import Tensor
 
 from clipkal.optim.deal import Deal
@@ -36,15 +35,12 @@ class GatheredJacobian(Jacobian):
 
     def gradient_norm2(self, cotangents: Tensor) -> Tensor:
         gradient = self._pull_mine(cotangents[..., None]).double().sum((0, 1))
-        dist.all_reduce(gradient, group=self.deal.group)
-        return gradient.square().sum()
+        return self.deal.total(gradient).square().sum()
 
     def squared_rows(self, measurement: Measurement) -> dict[str, Tensor]:
         rows = self._pull_mine(sketch(measurement.cotangents()))
         squares = {name: self.vector.view(rows, name).double().square().sum() for name in self.vector.names}
-        for square in squares.values():
-            dist.all_reduce(square, group=self.deal.group)
-        return squares
+        return {name: self.deal.total(square) for name, square in squares.items()}
 
 
 class DistributedRoute(JacobianRoute):
