@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clipkal.optim.base import check_finite
 from clipkal.optim.deal import Deal
-from clipkal.optim.jacobian import BilinearModel
+from clipkal.optim.jacobian import is_bilinear
 from clipkal.optim.kronecker_factors import Factors, Fisher, bilinear_factors, observe
 from clipkal.optim.layers import Capture, Layer, shapes_of_one_and_two
 
@@ -48,7 +48,7 @@ class FisherStatistics:
         shared = self._layers_without_images(inputs, deal)
         factors, diagonals = observe(self.fisher, seen, logits, targets, others, self.generator, deal, shared)
         for layer in bilinear:
-            assert isinstance(self.model, BilinearModel)
+            assert is_bilinear(self.model)
             factors[layer] = bilinear_factors(self.fisher, self.model, inputs, logits, targets, deal)
         for layer, each in factors.items():
             check_finite(each.input, f"input factor of {layer.name}")

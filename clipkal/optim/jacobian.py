@@ -8,7 +8,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,6 @@ FEW_CLASSES = 24  # up to here all products of two rows of `left` are kept
 PROBES = 16  # random combinations that stand for all rows of an image where only the sum of their squares is asked for
 
 
-@runtime_checkable
 class BilinearModel(Protocol):
     """A module whose logits are affine in a weight matrix, with a Jacobian of rank one per (image, class).
 
@@ -34,6 +33,16 @@ class BilinearModel(Protocol):
     weight: nn.Parameter
 
     def jacobian_factors(self, inputs: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def is_bilinear(model: nn.Module) -> TypeGuard[BilinearModel]:
+    """Whether the module has what `BilinearModel` names.
+
+    Asked of the object, attribute by attribute: an `isinstance` check on a protocol with data members depends
+    on the version of Python (from 3.12 on it does not see parameters, which a module holds in a dictionary).
+    """
+    weight = getattr(model, "weight", None)
+    return isinstance(weight, nn.Parameter) and callable(getattr(model, "jacobian_factors", None))
 
 
 class Jacobian(ABC):
@@ -187,7 +196,7 @@ class BilinearRoute(JacobianRoute):
     def fits(model: nn.Module, vector: ParameterVector) -> bool:
         """Whether the model is bilinear and trains its `weight`, and at most its `log_scale`, besides."""
         names = set(vector.names)
-        return isinstance(model, BilinearModel) and "weight" in names and names <= {"weight", "log_scale"}
+        return is_bilinear(model) and "weight" in names and names <= {"weight", "log_scale"}
 
     def linearise(self, inputs: Tensor) -> BilinearJacobian:
         logits = self.model(inputs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from clipkal.optim.jacobian import BilinearModel
+from clipkal.optim.jacobian import is_bilinear
 from clipkal.optim.sdpa import eager
 
 
@@ -65,7 +65,7 @@ def find_layers(model: nn.Module) -> list[Layer]:
         layer.modules.append(module)
         if layer.bias is not bias:
             odd.add(weight)
-    if isinstance(model, BilinearModel) and model.weight.requires_grad:
+    if is_bilinear(model) and model.weight.requires_grad:
         layers[model.weight] = Layer(names[model.weight], model.weight)
     return [layer for weight, layer in layers.items() if weight not in odd]
 
