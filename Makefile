@@ -1,11 +1,11 @@
 # Everything runs from a virtual environment in .venv that this file makes: `make demo` and `make test` are all a fresh machine needs.
 unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= python3
-VENV   := .venv
+VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test test-slow test-gpu lint format pretrain bench-optim bench-data study clean
+.PHONY: test-python help install demo readme test test-pythons test-newest test-versions test-slow test-gpu reference lint format pretrain bench-optim bench-data study clean
 .DEFAULT_GOAL := help
 
 help:  ## list what can be made
@@ -30,9 +30,30 @@ demo: $(STAMP)  ## fine-tune the embedded CLIP on two embedded sets, 72 runs, an
 	@echo "==> clipkal-report outputs/demo"
 	@$(BIN)/clipkal-report outputs/demo
 
+readme: demo  ## make demo, then its table and figure into the README and docs/demo.md
+	@$(BIN)/python -m benchmarks.readme
+
 test: $(STAMP)  ## run the tests (under 10 minutes on 2 cores)
 	@echo "==> running the tests"
 	@$(BIN)/python -m pytest --numprocesses auto --durations 10
+
+test-pythons: $(STAMP) reference  ## run the tests on every Python 3.11 to 3.13 that is here, and compare the reference runs
+	@for python in $$(.ci/pythons); do $(MAKE) --no-print-directory test-python FOUND=$$python || exit 1; done
+
+test-newest: $(STAMP) reference  ## run the tests on the newest of these Pythons, and compare the reference runs
+	@$(MAKE) --no-print-directory test-python FOUND=$$(.ci/pythons | tail -1)
+
+test-python:  # FOUND: an interpreter; its environment is named after its version
+	@version=$$($(FOUND) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	echo "==> the tests on Python $$version: $(FOUND)"; \
+	$(MAKE) --no-print-directory test PYTHON=$(FOUND) VENV=.venv-$$version && \
+	.venv-$$version/bin/python -m benchmarks.reference --compare outputs/reference.json
+
+reference: $(STAMP)  ## the numbers of three reference runs, to outputs/reference.json
+	@$(BIN)/python -m benchmarks.reference --write outputs/reference.json
+
+test-versions: $(STAMP)  ## run the tests with the lowest and the newest allowed versions of every library (half an hour)
+	@.ci/versions lowest newest
 
 test-slow: $(STAMP)  ## run the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
@@ -62,5 +83,5 @@ bench-data: $(STAMP)  ## time the loading of images against torchvision's, as ra
 study: $(STAMP)  ## every optimiser on every data set at hand, at equal search budget (about an hour; resumable)
 	@$(BIN)/python -m benchmarks.study
 
-clean:  ## remove the virtual environment and caches (never results)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove the virtual environments and caches (never results)
+	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache
