@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from benchmarks.clock import clock_of, peak_mib
 from clipkal.adapters.lora import LoRAAdapter, LoRASettings
 from clipkal.optim import RENG, RING, FirstOrder, KalmanFilter
-from clipkal.optim.baselines import build_baseline
-from clipkal.optim.noise import ResidualNoise
+from clipkal.optim.first_order import build_baseline
+from clipkal.optim.kalman.noise import ResidualNoise
 
 BOUNDS = {"kalman, scalar": 1.1, "loko, scalar": 1.1, "ring": 2.1, "reng": 2.5}
 MEMORY_BOUNDS = {"kalman, scalar": 1.35, "loko, scalar": 1.35, "ring": 1.35, "reng": 2.4}

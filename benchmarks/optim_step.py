@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from benchmarks.clock import clock_of
 from clipkal.optim import FirstOrder, Kalman, KalmanFilter, RKalman
-from clipkal.optim.baselines import build_baseline
-from clipkal.optim.covariance import Subspace
+from clipkal.optim.first_order import build_baseline
+from clipkal.optim.kalman.covariance import Subspace
 
 Row = dict[str, Any]
 

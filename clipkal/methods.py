@@ -9,8 +9,8 @@ from clipkal.adapters import Adapter, LinearAdapter
 from clipkal.adapters.lora import LoRAAdapter
 from clipkal.errors import ConfigError
 from clipkal.optim.base import BatchOptimizer
-from clipkal.optim.hooks import MOST_ROWS
-from clipkal.optim.observation import make_observation
+from clipkal.optim.model.hooks import MOST_ROWS
+from clipkal.optim.kalman.observation import make_observation
 from clipkal.training import Build, Plan
 
 FIRST_ORDER = ("adamw", "sgd", "adagrad", "sam", "sophia")
@@ -64,9 +64,9 @@ def make_build(cfg: DictConfig) -> Build:
 
 
 def _first_order(adapter: Adapter, cfg: DictConfig, rate: float) -> BatchOptimizer:
-    from clipkal.optim.baselines import build_baseline
-    from clipkal.optim.reng import RENG
-    from clipkal.optim.ring import RING
+    from clipkal.optim.first_order import build_baseline
+    from clipkal.optim.natural_gradient.reng import RENG
+    from clipkal.optim.natural_gradient.ring import RING
 
     options = {str(key): value for key, value in cfg.items() if key not in LOOP and value is not None}
     if cfg.name in ("ring", "reng"):
@@ -75,7 +75,7 @@ def _first_order(adapter: Adapter, cfg: DictConfig, rate: float) -> BatchOptimiz
 
 
 def _function_space(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
-    from clipkal.optim.function_space import FunctionSpaceFilter
+    from clipkal.optim.full_kalman import FunctionSpaceFilter
 
     if not isinstance(adapter, LinearAdapter):
         raise ConfigError(
@@ -95,7 +95,7 @@ def _function_space(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
 
 
 def _kalman(adapter: Adapter, cfg: DictConfig, predictive: str) -> BatchOptimizer:
-    from clipkal.optim.kalman import KalmanFilter
+    from clipkal.optim.kalman.filter import KalmanFilter
 
     options = {
         str(key): value for key, value in cfg.items() if key not in ("name", "batch_size", "learn_scale")

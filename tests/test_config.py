@@ -93,7 +93,7 @@ def test_the_command_prints_one_line_and_exits_with_2():
 def test_the_words_of_a_method_make_the_filter_that_python_calls_by_its_name(
     method: str, preset: type
 ) -> None:
-    """conf/method/ and clipkal.optim.presets say the same, part by part."""
+    """conf/method/ and clipkal.optim.kalman.presets say the same, part by part."""
     adapters = [LinearAdapter(torch.eye(3), 10.0) for _ in range(2)]
     composed = make_build(compose([f"method={method}", "adapter=linear"]))(adapters[0], None)
     named = preset(adapters[1])

@@ -7,13 +7,13 @@ are those choices of parts that have a name of their own (presets.py).
 """
 
 from clipkal.optim.base import BatchOptimizer, FirstOrder, StepInfo
-from clipkal.optim.function_space import FunctionSpaceFilter
-from clipkal.optim.jacobian import BilinearModel
-from clipkal.optim.kalman import KalmanFilter
-from clipkal.optim.kfac import KFAC
-from clipkal.optim.presets import Kalman, KalmanCLIP, LoKO, RKalman
-from clipkal.optim.reng import RENG
-from clipkal.optim.ring import RING
+from clipkal.optim.full_kalman import FunctionSpaceFilter
+from clipkal.optim.model.jacobian import BilinearModel
+from clipkal.optim.kalman.filter import KalmanFilter
+from clipkal.optim.natural_gradient.kfac import KFAC
+from clipkal.optim.kalman.presets import Kalman, KalmanCLIP, LoKO, RKalman
+from clipkal.optim.natural_gradient.reng import RENG
+from clipkal.optim.natural_gradient.ring import RING
 
 __all__ = [
     "KFAC",

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkal.optim.deal import Deal
-from clipkal.optim.distributed import Group, anywhere, broadcast, world_size
+from clipkal.optim.parallel.shards import Deal
+from clipkal.optim.parallel.processes import Group, anywhere, broadcast, world_size
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from clipkal.errors import ConfigError
 from clipkal.optim.base import BatchOptimizer
-from clipkal.optim.baselines import BASELINES, HutchinsonFirstOrder, build_baseline
-from clipkal.optim.kfac import KFAC
+from clipkal.optim.first_order import BASELINES, HutchinsonFirstOrder, build_baseline
+from clipkal.optim.natural_gradient.kfac import KFAC
 
 
 def problem(seed: int = 0):

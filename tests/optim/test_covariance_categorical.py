@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clipkal.optim.covariance.categorical import Linearised
+from clipkal.optim.kalman.covariance.categorical import Linearised
 
 
 def block(b: int, m: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
-from clipkal.optim.covariance import Dense
-from clipkal.optim.kalman import KalmanFilter
-from clipkal.optim.noise import FixedNoise
+from clipkal.optim.kalman.covariance import Dense
+from clipkal.optim.kalman.filter import KalmanFilter
+from clipkal.optim.kalman.noise import FixedNoise
 
 NOISE, PRIOR = 0.3, 0.7
 

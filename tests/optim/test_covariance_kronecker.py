@@ -5,9 +5,9 @@ import torch
 from kalman_models import Bilinear, batch, bilinear, full_jacobian, theta
 from torch import nn
 
-from clipkal.optim.covariance import Dense, Kronecker
-from clipkal.optim.kalman import KalmanFilter
-from clipkal.optim.noise import FixedNoise
+from clipkal.optim.kalman.covariance import Dense, Kronecker
+from clipkal.optim.kalman.filter import KalmanFilter
+from clipkal.optim.kalman.noise import FixedNoise
 
 
 def _dense(covariance: Kronecker) -> torch.Tensor:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from kalman_models import batch, bilinear, full_jacobian, theta
 
-from clipkal.optim.covariance import Dense, LowRank
-from clipkal.optim.kalman import KalmanFilter
+from clipkal.optim.kalman.covariance import Dense, LowRank
+from clipkal.optim.kalman.filter import KalmanFilter
 
 SETTINGS = {"prior": 0.4, "block": 3}
 

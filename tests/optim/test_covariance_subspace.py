@@ -6,9 +6,9 @@ from kalman_models import batch, bilinear, full_jacobian, theta
 from torch import nn
 
 from clipkal.optim import FunctionSpaceFilter, KalmanFilter
-from clipkal.optim.covariance import Dense, Diagonal, Subspace
-from clipkal.optim.covariance.subspace import grow
-from clipkal.optim.observation import Categorical
+from clipkal.optim.kalman.covariance import Dense, Diagonal, Subspace
+from clipkal.optim.kalman.covariance.subspace import grow
+from clipkal.optim.kalman.observation import Categorical
 
 PRIOR = 0.3
 
@@ -69,7 +69,7 @@ def test_in_a_full_basis_it_is_the_diagonal_filter_of_the_turned_model(gate: str
 def test_an_iterated_block_ends_at_the_map_with_the_laplace_evidence(
     iterated: Subspace | Diagonal, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipkal.optim.covariance.categorical.GAIN", 1e-14)
+    monkeypatch.setattr("clipkal.optim.kalman.covariance.categorical.GAIN", 1e-14)
     x, y = batch(B=8)
     found = []
     for make in (

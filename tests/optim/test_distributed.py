@@ -24,11 +24,11 @@ from clipkal.optim import (
     LoKO,
     RKalman,
 )
-from clipkal.optim.baselines import build_baseline
-from clipkal.optim.covariance import Diagonal
-from clipkal.optim.deal import Deal
-from clipkal.optim.distributed import anywhere, world_size
-from clipkal.optim.kronecker_factors import Fisher
+from clipkal.optim.first_order import build_baseline
+from clipkal.optim.kalman.covariance import Diagonal
+from clipkal.optim.parallel.shards import Deal
+from clipkal.optim.parallel.processes import anywhere, world_size
+from clipkal.optim.natural_gradient.factors import Fisher
 
 WORLD = 2
 Make = Callable[[nn.Module], Any]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkal.optim.function_space import FunctionSpaceFilter
-from clipkal.optim.function_space.likelihood import Sites
+from clipkal.optim.full_kalman import FunctionSpaceFilter
+from clipkal.optim.full_kalman.likelihood import Sites
 
 
 class Bilinear(nn.Module):
@@ -210,8 +210,8 @@ def test_the_gradient_vanishes_at_the_map(solver: str) -> None:
 
 def test_one_relinearised_step_is_the_natural_gradient_step() -> None:
     """The first Newton step from W = 0 is θ + P⁺ ∇ log p (Ollivier 2018), with P⁺ from the explicit precision."""
-    from clipkal.optim.function_space.basis import reduce
-    from clipkal.optim.function_space.newton import find_mode
+    from clipkal.optim.full_kalman.basis import reduce
+    from clipkal.optim.full_kalman.newton import find_mode
 
     model, x, y = problem(10, 3, 5)
     text, offset = model.text, 3.0 * x @ model.text.T

@@ -9,15 +9,15 @@ from test_function_space import Bilinear, problem
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipkal.optim.function_space import FunctionSpaceFilter
-from clipkal.optim.function_space.basis import reduce
-from clipkal.optim.function_space.crossval import deal
-from clipkal.optim.function_space.descent import approach
-from clipkal.optim.function_space.evidence import log_determinant, rademacher
-from clipkal.optim.function_space.likelihood import Sites
-from clipkal.optim.function_space.newton import find_mode
-from clipkal.optim.function_space.search import maximise
-from clipkal.optim.function_space.solve import Direct, conjugate_gradients
+from clipkal.optim.full_kalman import FunctionSpaceFilter
+from clipkal.optim.full_kalman.basis import reduce
+from clipkal.optim.full_kalman.crossval import deal
+from clipkal.optim.full_kalman.descent import approach
+from clipkal.optim.full_kalman.evidence import log_determinant, rademacher
+from clipkal.optim.full_kalman.likelihood import Sites
+from clipkal.optim.full_kalman.newton import find_mode
+from clipkal.optim.full_kalman.search import maximise
+from clipkal.optim.full_kalman.solve import Direct, conjugate_gradients
 
 
 def shots(

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from kalman_models import batch, bilinear, full_jacobian, theta
 from scipy.stats import chi2
 
-from clipkal.optim.gates import GATES, MahalanobisHard, make_gate
-from clipkal.optim.kalman import KalmanFilter
-from clipkal.optim.observation import make_observation
+from clipkal.optim.kalman.gates import GATES, MahalanobisHard, make_gate
+from clipkal.optim.kalman.filter import KalmanFilter
+from clipkal.optim.kalman.observation import make_observation
 
 
 @given(st.floats(0, 1e300), st.floats(0, 1e300), st.integers(1, 1000))

@@ -22,7 +22,7 @@ from clipkal.optim import (
     KalmanFilter,
     LoKO,
 )
-from clipkal.optim.baselines import build_baseline
+from clipkal.optim.first_order import build_baseline
 
 pytestmark = pytest.mark.gpu
 

@@ -6,10 +6,10 @@ from kalman_models import full_jacobian
 from torch import nn
 
 from clipkal.optim import KalmanFilter
-from clipkal.optim.hooks import MOST_ROWS, HookJacobian, HookRoute
-from clipkal.optim.jacobian import FunctionalJacobian, FunctionalRoute
-from clipkal.optim.routes import make_route
-from clipkal.optim.vector import ParameterVector
+from clipkal.optim.model.hooks import MOST_ROWS, HookJacobian, HookRoute
+from clipkal.optim.model.jacobian import FunctionalJacobian, FunctionalRoute
+from clipkal.optim.model.routes import make_route
+from clipkal.optim.model.parameters import ParameterVector
 
 
 class Tokens(nn.Module):

@@ -6,12 +6,12 @@ from kalman_models import batch, bilinear, full_jacobian
 from torch import nn
 
 from clipkal.optim import KalmanFilter
-from clipkal.optim.jacobian import PROBES, BilinearRoute, FunctionalRoute
-from clipkal.optim.measurement import centred_logits
-from clipkal.optim.noise import ModelNoise
-from clipkal.optim.observation import Categorical
-from clipkal.optim.routes import make_route
-from clipkal.optim.vector import ParameterVector
+from clipkal.optim.model.jacobian import PROBES, BilinearRoute, FunctionalRoute
+from clipkal.optim.kalman.measurement import centred_logits
+from clipkal.optim.kalman.noise import ModelNoise
+from clipkal.optim.kalman.observation import Categorical
+from clipkal.optim.model.routes import make_route
+from clipkal.optim.model.parameters import ParameterVector
 
 
 class Net(nn.Module):

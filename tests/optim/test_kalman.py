@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipkal.optim import Kalman, KalmanCLIP, KalmanFilter, LoKO, RKalman
-from clipkal.optim.noise import FixedNoise
-from clipkal.optim.observation import Categorical
+from clipkal.optim.kalman.noise import FixedNoise
+from clipkal.optim.kalman.observation import Categorical
 
 COVARIANCES = ["diagonal", "subspace", "lowrank", "kronecker", "dense"]
 PRESETS = [Kalman, RKalman, LoKO, KalmanCLIP]

@@ -6,11 +6,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kalman_models import Bilinear
 
-from clipkal.optim.gates import make_gate
-from clipkal.optim.innovation import Weigher, innovate
-from clipkal.optim.kalman import KalmanFilter
-from clipkal.optim.noise import ModelNoise
-from clipkal.optim.observation import Categorical
+from clipkal.optim.kalman.gates import make_gate
+from clipkal.optim.kalman.innovation import Weigher, innovate
+from clipkal.optim.kalman.filter import KalmanFilter
+from clipkal.optim.kalman.noise import ModelNoise
+from clipkal.optim.kalman.observation import Categorical
 
 STEPS = 100
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkal.optim.curvature import damped
-from clipkal.optim.kfac import KFAC
-from clipkal.optim.reng import RENG
-from clipkal.optim.ring import RING
+from clipkal.optim.natural_gradient.curvature import damped
+from clipkal.optim.natural_gradient.kfac import KFAC
+from clipkal.optim.natural_gradient.reng import RENG
+from clipkal.optim.natural_gradient.ring import RING
 
 DOUBLE = torch.float64
 EXACT = {"units": "absolute", "kl_clip": None, "newton_steps": 30, "newton_tolerance": 1e-13}

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clipkal.optim.newton import newton_inverse
+from clipkal.optim.natural_gradient.inverse import newton_inverse
 
 
 def spectrum(n: int, decades: float, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -5,8 +5,8 @@ import torch
 from kalman_models import Bilinear, full_jacobian
 from torch import nn
 
-from clipkal.optim.kalman import KalmanFilter
-from clipkal.optim.noise import FixedNoise, ModelNoise, ResidualNoise, make_noise
+from clipkal.optim.kalman.filter import KalmanFilter
+from clipkal.optim.kalman.noise import FixedNoise, ModelNoise, ResidualNoise, make_noise
 
 
 @pytest.mark.parametrize("shape", ["scalar", "diagonal", "full"])

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from clipkal.optim.measurement import MergedMeasurement
-from clipkal.optim.noise import FixedNoise, ModelNoise
-from clipkal.optim.observation import (
+from clipkal.optim.kalman.measurement import MergedMeasurement
+from clipkal.optim.kalman.noise import FixedNoise, ModelNoise
+from clipkal.optim.kalman.observation import (
     OBSERVATIONS,
     Categorical,
     make_observation,

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from clipkal.optim import FunctionSpaceFilter, KalmanFilter
-from clipkal.optim.covariance import Dense
-from clipkal.optim.noise import FixedNoise
+from clipkal.optim.kalman.covariance import Dense
+from clipkal.optim.kalman.noise import FixedNoise
 
 NOISE, PRIOR = 0.3, 0.7
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 from torch.nn import functional as F
 
-from clipkal.optim.ring import RING
+from clipkal.optim.natural_gradient.ring import RING
 
 DOUBLE = torch.float64
 PLAIN = {"units": "absolute", "kl_clip": None, "rho_warmup": 0, "damping": 1e-12}

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from clipkal.adapters import LinearAdapter
 from clipkal.optim import KalmanFilter
-from clipkal.optim.function_space.transfer import OtherClasses
+from clipkal.optim.full_kalman.transfer import OtherClasses
 
 D, NEW = 6, 5
 

@@ -1,0 +1,32 @@
+"""Which route to the Jacobian a model takes."""
+
+from torch import nn
+
+from clipkal.optim.model.hooks import HookRoute
+from clipkal.optim.model.jacobian import BilinearRoute, FunctionalRoute, JacobianRoute
+from clipkal.optim.model.parameters import ParameterVector
+
+
+def make_route(
+    model: nn.Module, vector: ParameterVector, route: str = "auto", memory: int = 1 << 28
+) -> JacobianRoute:
+    """The route called `bilinear`, `hooks` or `func`, or the cheapest that fits (`auto`).
+
+    memory: bytes that the rows of a Jacobian may take at once. ValueError if the route asked for does not fit.
+    """
+    if route == "auto":
+        fits = {"bilinear": BilinearRoute.fits(model, vector), "hooks": HookRoute.fits(model, vector)}
+        route = next((name for name, does in fits.items() if does), "func")
+    if route == "bilinear":
+        if not BilinearRoute.fits(model, vector):
+            raise ValueError(
+                "the bilinear route needs a BilinearModel that trains only weight (and log_scale)"
+            )
+        return BilinearRoute(model, vector)
+    if route == "hooks":
+        if not HookRoute.fits(model, vector):
+            raise ValueError("the hook route needs a model that trains only nn.Linear layers (and log_scale)")
+        return HookRoute(model, vector, memory)
+    if route == "func":
+        return FunctionalRoute(model, vector, memory)
+    raise ValueError(f"unknown route {route!r}; one of auto, bilinear, hooks, func")
