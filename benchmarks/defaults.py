@@ -2,7 +2,7 @@
 
     python -m benchmarks.defaults [--features FOLDER] [--datasets NAME …] [--seeds 4 5 6]
 
-* prior_logit_sd and prior_spread of `FunctionSpaceFilter`, by the mean NLL of few-shot validation images over data sets, 1 to 16
+* prior_logit_sd and prior_spread of `Kalman`, by the mean NLL of few-shot validation images over data sets, 1 to 16
   shots and seeds that the study does not use.
 * beta of `ResidualNoise` (one image of `LoKO` at a time), by the mean loss of every shot before it is taken in, in one pass.
 
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from benchmarks.study_cell import configuration, task_of
 from benchmarks.study_plan import LONG, Data, Entry, data_sets
 from clipkal.adapters import LinearAdapter, build_adapter
-from clipkal.optim import FunctionSpaceFilter, LoKO
+from clipkal.optim import Kalman, LoKO
 
 CENTRES, WIDTHS = (4.0, 6.0, 8.0, 10.0, 13.0, 16.0), (0.25, 0.5, 1.0, 1.5)
 BETAS = (0.99, 0.998, 0.9995, 0.9999)
@@ -34,7 +34,7 @@ def hyper_priors(task: Any, fresh: Callable[[], LinearAdapter]) -> Iterator[dict
     """Validation NLL of the MAP under every hyper-prior."""
     for centre, width in product(CENTRES, WIDTHS):
         adapter = fresh()
-        FunctionSpaceFilter(adapter, prior_logit_sd=centre, prior_spread=width, max_direct=4096).step(
+        Kalman(adapter, prior_logit_sd=centre, prior_spread=width, max_direct=4096).step(
             task.shots.features, task.shots.labels
         )
         with torch.no_grad():

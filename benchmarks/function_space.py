@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from benchmarks.clock import clock_of, peak_mib
 from benchmarks.optim_step import Row, show
-from clipkal.optim import FunctionSpaceFilter, Kalman
+from clipkal.optim import Kalman, OnlineKalman
 
 # Bounds on the ratio to one AdamW fit, by classes, and on the memory of the process.
 BOUNDS, GIB = {10: 0.5, 100: 1.0, 1000: 2.0}, 4.0
@@ -101,7 +101,7 @@ def measure(classes: int, shots: int, repeats: int, search: bool, device: str = 
         baseline, model, recursive = (Adapter(text, 15.0).to(device) for _ in range(3))
         fits: dict[str, Callable[[], object]] = {
             "adamw": partial(adamw, baseline, *train, rate=1e-3),
-            "filter": partial(FunctionSpaceFilter(model).step, *train),
+            "filter": partial(Kalman(model).step, *train),
             "one_pass": partial(one_pass, recursive, *train),
         }
         for name, fit in fits.items():
@@ -122,7 +122,7 @@ def measure(classes: int, shots: int, repeats: int, search: bool, device: str = 
 
 def one_pass(model: Adapter, inputs: Tensor, labels: Tensor) -> None:
     """The recursive filter over the shots in random order, batches of 32."""
-    optimizer = Kalman(model)
+    optimizer = OnlineKalman(model)
     for batch in torch.randperm(len(inputs), device=inputs.device).split(32):
         optimizer.step(inputs[batch], labels[batch])
 

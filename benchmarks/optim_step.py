@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.clock import clock_of
-from clipkal.optim import FirstOrder, Kalman, KalmanFilter, RKalman
+from clipkal.optim import FirstOrder, KalmanFilter, OnlineKalman, RKalman
 from clipkal.optim.first_order import build_baseline
 from clipkal.optim.kalman.covariance import Subspace
 
@@ -50,8 +50,8 @@ def adamw(model: nn.Module) -> FirstOrder:
 
 
 FILTERS: dict[str, Callable[[nn.Module], Any]] = {
-    "kalman (preset: iterated)": Kalman,
-    "kalman, linearised once": lambda m: Kalman(m, covariance=Subspace(iterations=1)),
+    "kalman (preset: iterated)": OnlineKalman,
+    "kalman, linearised once": lambda m: OnlineKalman(m, covariance=Subspace(iterations=1)),
     "kalman, once, no merging": lambda m: KalmanFilter(m, covariance=Subspace(iterations=1)),
     "diagonal in W's own axes": KalmanFilter,
     "rkalman": RKalman,

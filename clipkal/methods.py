@@ -9,8 +9,8 @@ from clipkal.adapters import Adapter, LinearAdapter
 from clipkal.adapters.lora import LoRAAdapter
 from clipkal.errors import ConfigError
 from clipkal.optim.base import BatchOptimizer
-from clipkal.optim.model.hooks import MOST_ROWS
 from clipkal.optim.kalman.observation import make_observation
+from clipkal.optim.model.hooks import MOST_ROWS
 from clipkal.training import Build, Plan
 
 FIRST_ORDER = ("adamw", "sgd", "adagrad", "sam", "sophia")
@@ -75,7 +75,7 @@ def _first_order(adapter: Adapter, cfg: DictConfig, rate: float) -> BatchOptimiz
 
 
 def _function_space(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
-    from clipkal.optim.full_kalman import FunctionSpaceFilter
+    from clipkal.optim.full_kalman import Kalman
 
     if not isinstance(adapter, LinearAdapter):
         raise ConfigError(
@@ -84,7 +84,7 @@ def _function_space(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
         )
     prior = _word_or_number(cfg.prior, "optimizer.prior", ("crossval", "evidence", "ratio"))
     temperature = _word_or_number(cfg.temperature, "optimizer.temperature", ("unit", "crossval"))
-    return FunctionSpaceFilter(
+    return Kalman(
         adapter,
         prior=prior,
         scale=cfg.scale,

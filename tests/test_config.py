@@ -14,7 +14,7 @@ from clipkal.adapters import LinearAdapter
 from clipkal.config import compose, conf_dir, explain
 from clipkal.config.explain import known_keys, nearest
 from clipkal.methods import make_build
-from clipkal.optim import Kalman, KalmanCLIP, KalmanFilter, LoKO, RKalman
+from clipkal.optim import KalmanCLIP, KalmanFilter, LoKO, OnlineKalman, RKalman
 
 GROUPS = {
     group.name: sorted(p.stem for p in group.glob("*.yaml"))
@@ -88,7 +88,7 @@ def test_the_command_prints_one_line_and_exits_with_2():
 
 @pytest.mark.parametrize(
     ("method", "preset"),
-    [("kalman_diagonal", Kalman), ("rkalman", RKalman), ("kalman_clip", KalmanCLIP), ("loko", LoKO)],
+    [("kalman_diagonal", OnlineKalman), ("rkalman", RKalman), ("kalman_clip", KalmanCLIP), ("loko", LoKO)],
 )
 def test_the_words_of_a_method_make_the_filter_that_python_calls_by_its_name(
     method: str, preset: type

@@ -9,7 +9,7 @@ from benchmarks.defaults import BETAS, CENTRES, KALMAN, WIDTHS, forgetting, hype
 from benchmarks.study_cell import configuration, task_of
 from benchmarks.study_plan import Data
 from clipkal.adapters import build_adapter
-from clipkal.optim import FunctionSpaceFilter
+from clipkal.optim import Kalman
 
 DIGITS = Data("digits", ("dataset=digits",))
 
@@ -19,7 +19,7 @@ def test_the_nll_is_that_of_the_validation_images():
     assert len(found) == len(CENTRES) * len(WIDTHS)
     cfg, task = configuration(DIGITS, KALMAN, 1, 4), task_of(DIGITS, 1, 4)
     adapter = build_adapter(cfg.adapter, task.text_features, task.logit_scale)
-    FunctionSpaceFilter(adapter, max_direct=4096).step(task.shots.features, task.shots.labels)
+    Kalman(adapter, max_direct=4096).step(task.shots.features, task.shots.labels)
     with torch.no_grad():
         expected = F.cross_entropy(adapter(task.val.features), task.val.labels)
     default = found[(found.prior_logit_sd == 10) & (found.prior_spread == 0.5)].nll.item()

@@ -12,7 +12,7 @@ from benchmarks.study_cell import configuration, joined, learn, run_cell, task_o
 from benchmarks.study_plan import FACTORS, LONG, ONE, SEEDS, SHOTS, WIDE_FACTORS, Data, data_sets, entries
 from benchmarks.study_report import cell, difference, promises, read, summary, tables
 from clipkal.adapters import LinearAdapter
-from clipkal.optim import Kalman
+from clipkal.optim import OnlineKalman
 from clipkal.training import Plan, train
 
 CLASSES, WIDTH = 3, 8
@@ -108,7 +108,9 @@ def test_the_search_ends_at_the_filter_it_chose(features: Data):
     kept = learn(configuration(features, searched, 4, 1), searched, adapter, task).kept
     assert kept.rate in FACTORS
     plan = Plan(batch_size=32, seed=1)
-    train(alone, lambda model, _: Kalman(model, ratio=10.0 * kept.rate, epochs_as="optimiser"), task, plan)
+    train(
+        alone, lambda model, _: OnlineKalman(model, ratio=10.0 * kept.rate, epochs_as="optimiser"), task, plan
+    )
     assert torch.equal(adapter.weight, alone.weight)
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from clipkal.adapters import LinearAdapter
 from clipkal.data import FeatureSet
-from clipkal.optim import FirstOrder, Kalman
+from clipkal.optim import FirstOrder, OnlineKalman
 from clipkal.training import Plan, train, validation_nll
 
 
@@ -150,7 +150,7 @@ def test_a_filter_reports_the_log_evidence_of_every_epoch(task):
     said = []
 
     def filtered(adapter, _):
-        optimizer = Kalman(adapter)
+        optimizer = OnlineKalman(adapter)
         step = optimizer.step
         optimizer.step = lambda x, y: said.append(step(x, y)) or said[-1]
         return optimizer

@@ -25,12 +25,96 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipkal.errors import ConfigError
-from clipkal.optim.base import BatchOptimizer, FirstOrder, Loss, check_finite, trainable_parameters
-from clipkal.optim.parallel.processes import world_size
-from clipkal.optim.natural_gradient.kfac import KFAC
+from clipkal.optim.base import (
+    BatchOptimizer,
+    StepInfo,
+    check_finite,
+    check_finite_everywhere,
+    trainable_parameters,
+)
 from clipkal.optim.model.attention import twice_differentiable
+from clipkal.optim.natural_gradient.kfac import KFAC
+from clipkal.optim.parallel.processes import Group, broadcast, world_size
+from clipkal.optim.parallel.shards import Deal
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 LIBRARY_MISSING = "the baseline {} needs the package pytorch_optimizer: pip install pytorch_optimizer"
+
+
+class FirstOrder(BatchOptimizer):
+    """Gives an optimiser that only wants gradients the `step(inputs, targets)` of this package.
+
+    Args:
+        model: the module `optimizer` was built on.
+        optimizer: any `torch.optim.Optimizer` over the model's parameters. Its parameter groups and state
+            *are* this object's, so learning-rate schedulers may be attached to either.
+        loss: mean loss of (logits, targets); cross-entropy unless told.
+        closure: hand the optimiser a closure that evaluates the loss and its gradient again (SAM, LBFGS). The
+            gradient at the current point is in `.grad` before the call, as SAM wants it. If a later
+            evaluation is not finite, the parameters are put back.
+        group: the processes that share each batch; None: all. They start from the first one's parameters.
+
+    Cost: one forward and one backward pass, and what the optimiser adds.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss: Loss = F.cross_entropy,
+        closure: bool = False,
+        group: Group | None = None,
+    ):
+        super().__init__(model)
+        self.optimizer, self.loss, self.closure, self.group = optimizer, loss, closure, group
+        broadcast(trainable_parameters(model).values(), group)
+        self._adopt()
+
+    def _adopt(self) -> None:
+        self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
+
+    def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
+        check_finite_everywhere(inputs, "inputs", self.group)
+        value = self._evaluate(inputs, targets)
+        if self.closure:
+            self._closure_step(inputs, targets)
+        else:
+            self.optimizer.step()
+        return StepInfo(loss=value)
+
+    def _evaluate(self, inputs: Tensor, targets: Tensor) -> float:
+        """Loss of the whole batch at the current parameters; leaves its gradient in `.grad`."""
+        deal = Deal.of(len(inputs), inputs.device, self.group)
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            loss = self.loss(self.model(inputs), targets)
+        value = deal.mean(loss.detach())
+        check_finite(value, "loss")
+        loss.backward()
+        for name, parameter in trainable_parameters(self.model).items():
+            if parameter.grad is not None:
+                parameter.grad = deal.mean(parameter.grad)
+                check_finite(parameter.grad, f"gradient of {name}")
+        return float(value)
+
+    def _closure_step(self, inputs: Tensor, targets: Tensor) -> None:
+        parameters = list(trainable_parameters(self.model).values())
+        before = [p.detach().clone() for p in parameters]
+        try:
+            self.optimizer.step(lambda: self._evaluate(inputs, targets))
+        except FloatingPointError:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, before, strict=True):
+                    parameter.copy_(value)
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state_dict)
+        self._adopt()
 
 
 def build_baseline(

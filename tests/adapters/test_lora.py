@@ -150,8 +150,8 @@ def test_vmap_of_jacrev_is_autograd(kind, towers, blocks):
 def test_the_jacobian_by_hooks_is_that_of_jacrev(kind):
     """q, k, v, out, MLP and convolutions of every architecture, and as many images as tokens."""
     from clipkal.optim.model.hooks import HookJacobian
-    from clipkal.optim.model.routes import make_route
     from clipkal.optim.model.parameters import ParameterVector
+    from clipkal.optim.model.routes import make_route
 
     adapter = adapter_of(clip_of(kind, torch.float64), blocks="last:2")
     disturb(adapter)

@@ -6,9 +6,9 @@ from kalman_models import Bilinear, batch, bilinear, full_jacobian, theta
 
 from clipkal.optim.kalman.covariance import Dense, Diagonal
 from clipkal.optim.kalman.covariance import bilinear as kernel
+from clipkal.optim.kalman.filter import KalmanFilter
 from clipkal.optim.kalman.gates import make_gate
 from clipkal.optim.kalman.innovation import Weigher
-from clipkal.optim.kalman.filter import KalmanFilter
 from clipkal.optim.kalman.noise import ModelNoise
 from clipkal.optim.kalman.observation import Categorical
 

@@ -5,7 +5,7 @@ import torch
 from kalman_models import batch, bilinear, full_jacobian, theta
 from torch import nn
 
-from clipkal.optim import FunctionSpaceFilter, KalmanFilter
+from clipkal.optim import Kalman, KalmanFilter
 from clipkal.optim.kalman.covariance import Dense, Diagonal, Subspace
 from clipkal.optim.kalman.covariance.subspace import grow
 from clipkal.optim.kalman.observation import Categorical
@@ -74,7 +74,7 @@ def test_an_iterated_block_ends_at_the_map_with_the_laplace_evidence(
     found = []
     for make in (
         lambda m: KalmanFilter(m, covariance=iterated, prior=PRIOR, block=None),
-        lambda m: FunctionSpaceFilter(m, prior=PRIOR, precision="float64", temperature=1.0),
+        lambda m: Kalman(m, prior=PRIOR, precision="float64", temperature=1.0),
     ):
         torch.manual_seed(2)
         model = bilinear(scale=scale)

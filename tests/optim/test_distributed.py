@@ -17,18 +17,18 @@ from clipkal.optim import (
     RENG,
     RING,
     FirstOrder,
-    FunctionSpaceFilter,
     Kalman,
     KalmanCLIP,
     KalmanFilter,
     LoKO,
+    OnlineKalman,
     RKalman,
 )
 from clipkal.optim.first_order import build_baseline
 from clipkal.optim.kalman.covariance import Diagonal
-from clipkal.optim.parallel.shards import Deal
-from clipkal.optim.parallel.processes import anywhere, world_size
 from clipkal.optim.natural_gradient.factors import Fisher
+from clipkal.optim.parallel.processes import anywhere, world_size
+from clipkal.optim.parallel.shards import Deal
 
 WORLD = 2
 Make = Callable[[nn.Module], Any]
@@ -82,8 +82,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Make]] = {
     "net, diagonal": (net, lambda m: KalmanFilter(m, covariance=Diagonal("information"), block=3)),
     "net, lowrank": (net, lambda m: KalmanFilter(m, covariance="lowrank", rho=0.01)),
     "net, scalar observation": (net, lambda m: KalmanCLIP(m, gate="imq")),
-    "net, one image at a time": (net, lambda m: Kalman(m, block=1)),
-    "function space": (bilinear, lambda m: FunctionSpaceFilter(m, precision="float64")),
+    "net, one image at a time": (net, lambda m: OnlineKalman(m, block=1)),
+    "function space": (bilinear, lambda m: Kalman(m, precision="float64")),
     "adamw": (net, lambda m: FirstOrder(m, torch.optim.AdamW(m.parameters(), lr=0.01))),
     "sam": (net, lambda m: build_baseline("sam", m, lr=0.01)),
     "kfac, bilinear": (bilinear, lambda m: build_baseline("kfac", m, lr=1.0)),

@@ -1,4 +1,4 @@
-"""FunctionSpaceFilter against the same mathematics written out densely (float64), and against scikit-learn."""
+"""Kalman against the same mathematics written out densely (float64), and against scikit-learn."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkal.optim.full_kalman import FunctionSpaceFilter
+from clipkal.optim.full_kalman import Kalman
 from clipkal.optim.full_kalman.likelihood import Sites
 
 
@@ -37,9 +37,9 @@ def problem(
     return Bilinear(text, scale), inputs, torch.arange(n) % classes
 
 
-def fixed(model: Bilinear, p0: float = 0.7, **options: object) -> FunctionSpaceFilter:
+def fixed(model: Bilinear, p0: float = 0.7, **options: object) -> Kalman:
     options = {"prior": p0, "temperature": 1.0, "precision": "float64", **options}
-    return FunctionSpaceFilter(model, **options)  # type: ignore[arg-type]
+    return Kalman(model, **options)  # type: ignore[arg-type]
 
 
 def dense(
@@ -148,7 +148,7 @@ def test_draws_have_the_mean_and_covariance_of_the_posterior(solver: str, scale:
         assert error.abs().max() * math.sqrt(n) < 6.0
 
 
-def _map_logits(f: FunctionSpaceFilter, inputs: Tensor) -> Tensor:
+def _map_logits(f: Kalman, inputs: Tensor) -> Tensor:
     """MAP logits with their common shift: the model's own."""
     return f.model(inputs).detach()
 
@@ -248,8 +248,8 @@ def test_neither_the_order_of_images_nor_that_of_classes_matters(prior: str | fl
     images, classes = torch.randperm(24), torch.tensor([2, 0, 3, 1])
     other = Bilinear(model.text[classes], 3.0)
     options = {"prior": prior, "scale": "evidence", "precision": "float64"}
-    one = FunctionSpaceFilter(model, **options).step(x, y)  # type: ignore[arg-type]
-    two = FunctionSpaceFilter(other, **options).step(x[images], classes.argsort()[y[images]])  # type: ignore[arg-type]
+    one = Kalman(model, **options).step(x, y)  # type: ignore[arg-type]
+    two = Kalman(other, **options).step(x[images], classes.argsort()[y[images]])  # type: ignore[arg-type]
     assert one.log_evidence == pytest.approx(two.log_evidence, rel=1e-4)
     torch.testing.assert_close(
         model(x).detach().softmax(-1)[:, classes], other(x).detach().softmax(-1), atol=1e-3, rtol=1e-2

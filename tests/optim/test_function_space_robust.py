@@ -1,4 +1,4 @@
-"""FunctionSpaceFilter: choices of hyper-parameters, awkward data, refused data, checkpoints, large-problem routes."""
+"""Kalman: choices of hyper-parameters, awkward data, refused data, checkpoints, large-problem routes."""
 
 import io
 import math
@@ -9,7 +9,7 @@ from test_function_space import Bilinear, problem
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipkal.optim.full_kalman import FunctionSpaceFilter
+from clipkal.optim.full_kalman import Kalman
 from clipkal.optim.full_kalman.basis import reduce
 from clipkal.optim.full_kalman.crossval import deal
 from clipkal.optim.full_kalman.descent import approach
@@ -70,9 +70,7 @@ def test_cg_and_direct_fits_agree() -> None:
     results = []
     for solver in ("direct", "cg"):
         model, x, y, test, _ = shots(5, 6, d=16)
-        f = FunctionSpaceFilter(
-            model.double(), prior=0.3, solver=solver, temperature=1.0, precision="float64"
-        )  # type: ignore[arg-type]
+        f = Kalman(model.double(), prior=0.3, solver=solver, temperature=1.0, precision="float64")  # type: ignore[arg-type]
         f.step(x.double(), y)
         results.append((model.weight.detach(), f.logit_covariance(test.double())))
     torch.testing.assert_close(results[0], results[1], atol=1e-8, rtol=1e-8)
@@ -82,7 +80,7 @@ def test_float32_solves_land_where_float64_does() -> None:
     probs = []
     for precision in ("float32", "float64"):
         model, x, y, test, _ = shots(20, 8)
-        FunctionSpaceFilter(model, prior=0.3, solver="cg", precision=precision).step(x, y)  # type: ignore[arg-type]
+        Kalman(model, prior=0.3, solver="cg", precision=precision).step(x, y)  # type: ignore[arg-type]
         probs.append(model(test).detach().softmax(-1))
     assert (probs[0] - probs[1]).abs().max() < 1e-2
 
@@ -105,7 +103,7 @@ def test_the_descent_reaches_the_mode_from_afar(per_class: int, prior: float) ->
 def test_the_choice_is_sane_and_beats_the_zero_shot_model(per_class: int, prior: str) -> None:
     model, x, y, test, labels = shots(10, per_class)
     before = float(F.cross_entropy(model(test).detach(), labels))
-    f = FunctionSpaceFilter(model, prior=prior)  # type: ignore[arg-type]
+    f = Kalman(model, prior=prior)  # type: ignore[arg-type]
     info = f.step(x, y)
     assert 0.2 < info.metrics["prior_logit_sd"] < 200
     assert 0 <= info.metrics["temperature"] <= 1
@@ -120,7 +118,7 @@ def test_the_choice_is_sane_and_beats_the_zero_shot_model(per_class: int, prior:
 
 def test_at_one_shot_nothing_is_held_out_and_the_hyper_prior_decides() -> None:
     model, x, y, _, _ = shots(10, 1)
-    info = FunctionSpaceFilter(model, prior_logit_sd=5.0).step(x, y)
+    info = Kalman(model, prior_logit_sd=5.0).step(x, y)
     assert info.metrics["prior_logit_sd"] == pytest.approx(5.0)
     assert info.metrics["evaluations"] == 0
 
@@ -128,13 +126,13 @@ def test_at_one_shot_nothing_is_held_out_and_the_hyper_prior_decides() -> None:
 def test_separable_shots_do_not_send_the_prior_to_infinity() -> None:
     text = torch.eye(4)
     model = Bilinear(text, 10.0)
-    info = FunctionSpaceFilter(model).step(text.repeat(6, 1), torch.arange(4).repeat(6))
+    info = Kalman(model).step(text.repeat(6, 1), torch.arange(4).repeat(6))
     assert info.metrics["prior_logit_sd"] < 200 and torch.isfinite(model.weight).all()
 
 
 def test_temperature_by_cross_validation_is_one_of_its_grid() -> None:
     model, x, y, _, _ = shots(6, 6)
-    info = FunctionSpaceFilter(model, temperature="crossval").step(x, y)
+    info = Kalman(model, temperature="crossval").step(x, y)
     assert 0 <= info.metrics["temperature"] <= 1
 
 
@@ -154,7 +152,7 @@ def test_folds_are_balanced_and_single_images_are_never_held_out() -> None:
 
 def test_the_ratio_rule_puts_the_curvatures_in_the_given_ratio() -> None:
     model, x, y = problem(15, 4, 6)
-    f = FunctionSpaceFilter(model, prior="ratio", ratio=2.5, solver="direct")
+    f = Kalman(model, prior="ratio", ratio=2.5, solver="direct")
     p0 = f.step(x, y).metrics["p0"]
     probs = (3 * x @ model.text.T).softmax(-1)
     middle = torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]
@@ -165,7 +163,7 @@ def test_the_ratio_rule_puts_the_curvatures_in_the_given_ratio() -> None:
 def test_a_misleading_zero_shot_model_does_not_turn_kappa_negative() -> None:
     text = torch.eye(3, dtype=torch.float64)
     model = Bilinear(text, 20.0)
-    f = FunctionSpaceFilter(model, prior=1e-4, scale="evidence", scale_sd=5.0, temperature=1.0)
+    f = Kalman(model, prior=1e-4, scale="evidence", scale_sd=5.0, temperature=1.0)
     info = f.step(text.repeat(20, 1), (torch.arange(3) + 1).repeat(20) % 3)
     assert 0 < info.metrics["kappa"] < 0.2
     assert torch.isfinite(f.logit_samples(text, 5, torch.Generator().manual_seed(0))).all()
@@ -174,7 +172,7 @@ def test_a_misleading_zero_shot_model_does_not_turn_kappa_negative() -> None:
 
 def test_the_models_logits_are_the_map_whatever_the_scale() -> None:
     model, x, y, test, _ = shots(6, 4)
-    f = FunctionSpaceFilter(model, prior=0.2, scale="evidence", temperature=1e-12)
+    f = Kalman(model, prior=0.2, scale="evidence", temperature=1e-12)
     info = f.step(x, y)
     assert info.metrics["kappa"] != pytest.approx(1.0, abs=1e-3)
     draw = f.logit_samples(test, 1, torch.Generator().manual_seed(0))[0]
@@ -221,7 +219,7 @@ def _works(model: Bilinear, x: Tensor, y: Tensor, prior: str) -> None:
     for scale in ("frozen", "evidence"):
         for solver in ("auto", "cg"):
             fresh = Bilinear(model.text, 3.0)
-            f = FunctionSpaceFilter(fresh, prior=prior, scale=scale, solver=solver)  # type: ignore[arg-type]
+            f = Kalman(fresh, prior=prior, scale=scale, solver=solver)  # type: ignore[arg-type]
             info = f.step(x, y)
             assert info.log_evidence is not None and math.isfinite(info.log_evidence)
             draws = f.logit_samples(x, 4, torch.Generator().manual_seed(0))
@@ -243,7 +241,7 @@ def _works(model: Bilinear, x: Tensor, y: Tensor, prior: str) -> None:
 )
 def test_bad_batches_are_refused_and_leave_everything_as_it_was(damage, error) -> None:
     model, x, y = problem(9, 3, 5)
-    f = FunctionSpaceFilter(model)
+    f = Kalman(model)
     f.step(x, y)
     before, samples = model.weight.detach().clone(), _samples(f, x)
     with pytest.raises(error):
@@ -252,7 +250,7 @@ def test_bad_batches_are_refused_and_leave_everything_as_it_was(damage, error) -
     assert torch.equal(_samples(f, x), samples)
 
 
-def _samples(f: FunctionSpaceFilter, x: Tensor) -> Tensor:
+def _samples(f: Kalman, x: Tensor) -> Tensor:
     f._draws = None
     return f.logit_samples(x, 5, torch.Generator().manual_seed(0))
 
@@ -260,7 +258,7 @@ def _samples(f: FunctionSpaceFilter, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("scale", ["frozen", "evidence"])
 def test_a_checkpoint_brings_back_bit_identical_results(scale: str) -> None:
     model, x, y, test, _ = shots(5, 4)
-    f = FunctionSpaceFilter(model, scale=scale)  # type: ignore[arg-type]
+    f = Kalman(model, scale=scale)  # type: ignore[arg-type]
     f.step(x[:12], y[:12])
     buffer = io.BytesIO()
     torch.save((model.state_dict(), f.state_dict()), buffer)
@@ -268,7 +266,7 @@ def test_a_checkpoint_brings_back_bit_identical_results(scale: str) -> None:
     weights, state = torch.load(buffer, weights_only=True)
     other = Bilinear(model.text, 8.0)
     other.load_state_dict(weights)
-    g = FunctionSpaceFilter(other, scale=scale)  # type: ignore[arg-type]
+    g = Kalman(other, scale=scale)  # type: ignore[arg-type]
     g.load_state_dict(state)
     assert torch.equal(_samples(f, test), _samples(g, test))
     assert torch.equal(f.logit_covariance(test), g.logit_covariance(test))
@@ -279,7 +277,7 @@ def test_a_checkpoint_brings_back_bit_identical_results(scale: str) -> None:
 
 def test_a_generator_names_its_draws_in_any_batches() -> None:
     model, x, y, test, _ = shots(4, 4)
-    f = FunctionSpaceFilter(model)
+    f = Kalman(model)
     f.step(x, y)
     generator = torch.Generator().manual_seed(7)
     whole = f.logit_samples(test, 6, generator)
@@ -299,14 +297,14 @@ def test_a_generator_names_its_draws_in_any_batches() -> None:
 )  # fmt: skip
 def test_options_are_checked(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="must be"):
-        FunctionSpaceFilter(problem()[0], **options)  # type: ignore[arg-type]
+        Kalman(problem()[0], **options)  # type: ignore[arg-type]
 
 
 def test_only_bilinear_models_are_taken() -> None:
     with pytest.raises(TypeError, match="bilinear"):
-        FunctionSpaceFilter(torch.nn.Linear(3, 3))
+        Kalman(torch.nn.Linear(3, 3))
     with pytest.raises(RuntimeError, match="step"):
-        FunctionSpaceFilter(problem()[0]).logit_samples(torch.zeros(1, 6), 2)
+        Kalman(problem()[0]).logit_samples(torch.zeros(1, 6), 2)
 
 
 def test_the_search_finds_the_top_of_a_smooth_hill_in_few_looks() -> None:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from kalman_models import batch, bilinear, full_jacobian, theta
 from scipy.stats import chi2
 
-from clipkal.optim.kalman.gates import GATES, MahalanobisHard, make_gate
 from clipkal.optim.kalman.filter import KalmanFilter
+from clipkal.optim.kalman.gates import GATES, MahalanobisHard, make_gate
 from clipkal.optim.kalman.observation import make_observation
 
 

@@ -16,11 +16,11 @@ from clipkal.optim import (
     RENG,
     RING,
     FirstOrder,
-    FunctionSpaceFilter,
     Kalman,
     KalmanCLIP,
     KalmanFilter,
     LoKO,
+    OnlineKalman,
 )
 from clipkal.optim.first_order import build_baseline
 
@@ -32,8 +32,8 @@ def net() -> nn.Module:
 
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any]]] = {
-    "kalman": (bilinear, Kalman),
-    "logit scale": (lambda: bilinear(train_scale=True), Kalman),
+    "kalman": (bilinear, OnlineKalman),
+    "logit scale": (lambda: bilinear(train_scale=True), OnlineKalman),
     "one image at a time": (bilinear, LoKO),
     "gate": (bilinear, KalmanCLIP),
     **{
@@ -41,7 +41,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any]]] = {
         for name in ("diagonal", "lowrank", "kronecker", "dense")
     },
     "net": (net, lambda m: KalmanFilter(m, covariance="lowrank", rho=0.01, fading=0.9, process_noise=1e-3)),
-    "function space": (bilinear, lambda m: FunctionSpaceFilter(m, precision="float64")),
+    "function space": (bilinear, lambda m: Kalman(m, precision="float64")),
     "kfac": (net, KFAC),
     "kfac, newton": (net, lambda m: KFAC(m, solver="newton")),
     "ring": (bilinear, lambda m: RING(m, rho_warmup=0)),

@@ -8,8 +8,8 @@ from torch import nn
 from clipkal.optim import KalmanFilter
 from clipkal.optim.model.hooks import MOST_ROWS, HookJacobian, HookRoute
 from clipkal.optim.model.jacobian import FunctionalJacobian, FunctionalRoute
-from clipkal.optim.model.routes import make_route
 from clipkal.optim.model.parameters import ParameterVector
+from clipkal.optim.model.routes import make_route
 
 
 class Tokens(nn.Module):

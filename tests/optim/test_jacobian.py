@@ -6,12 +6,13 @@ from kalman_models import batch, bilinear, full_jacobian
 from torch import nn
 
 from clipkal.optim import KalmanFilter
-from clipkal.optim.model.jacobian import PROBES, BilinearRoute, FunctionalRoute
-from clipkal.optim.kalman.measurement import centred_logits
 from clipkal.optim.kalman.noise import ModelNoise
 from clipkal.optim.kalman.observation import Categorical
-from clipkal.optim.model.routes import make_route
+from clipkal.optim.model.bilinear import BilinearRoute
+from clipkal.optim.model.jacobian import PROBES, FunctionalRoute
+from clipkal.optim.model.measurement import centred_logits
 from clipkal.optim.model.parameters import ParameterVector
+from clipkal.optim.model.routes import make_route
 
 
 class Net(nn.Module):

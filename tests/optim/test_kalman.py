@@ -10,12 +10,12 @@ from kalman_models import Bilinear, batch, bilinear, theta
 from torch import nn
 from torch.nn import functional as F
 
-from clipkal.optim import Kalman, KalmanCLIP, KalmanFilter, LoKO, RKalman
+from clipkal.optim import KalmanCLIP, KalmanFilter, LoKO, OnlineKalman, RKalman
 from clipkal.optim.kalman.noise import FixedNoise
 from clipkal.optim.kalman.observation import Categorical
 
 COVARIANCES = ["diagonal", "subspace", "lowrank", "kronecker", "dense"]
-PRESETS = [Kalman, RKalman, LoKO, KalmanCLIP]
+PRESETS = [OnlineKalman, RKalman, LoKO, KalmanCLIP]
 
 
 def net() -> nn.Module:
@@ -78,7 +78,7 @@ def test_without_rho_rkalman_is_kalman(rho_as: str) -> None:
     x, y = batch()
     models = bilinear(), bilinear()
     models[1].load_state_dict(models[0].state_dict())
-    Kalman(models[0]).step(x, y)
+    OnlineKalman(models[0]).step(x, y)
     RKalman(models[1], rho=0.0, rho_as=rho_as).step(x, y)
     assert torch.equal(models[0].weight, models[1].weight)
 
@@ -281,7 +281,7 @@ def test_training_the_logit_scale_mends_an_overconfident_model() -> None:
     model = bilinear(C=3, scale=200.0, train_scale=True)
     x, y = batch(B=64, C=3)
     before = model.log_scale.item()
-    filtered = Kalman(model, epochs_as="optimiser")
+    filtered = OnlineKalman(model, epochs_as="optimiser")
     for _ in range(3):
         filtered.step(x, y)
     assert model.log_scale.item() < before - 0.5

@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kalman_models import Bilinear
 
+from clipkal.optim.kalman.filter import KalmanFilter
 from clipkal.optim.kalman.gates import make_gate
 from clipkal.optim.kalman.innovation import Weigher, innovate
-from clipkal.optim.kalman.filter import KalmanFilter
 from clipkal.optim.kalman.noise import ModelNoise
 from clipkal.optim.kalman.observation import Categorical
 

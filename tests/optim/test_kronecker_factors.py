@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from clipkal.optim.parallel.shards import Deal
-from clipkal.optim.natural_gradient.factors import Factors, averaged, bilinear_factors, cotangents, observe
 from clipkal.optim.model.layers import capture, find_layers
+from clipkal.optim.natural_gradient.factors import Factors, averaged, bilinear_factors, cotangents, observe
+from clipkal.optim.parallel.shards import Deal
 
 DOUBLE = torch.float64
 

@@ -6,13 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from clipkal.optim.kalman.measurement import MergedMeasurement
 from clipkal.optim.kalman.noise import FixedNoise, ModelNoise
 from clipkal.optim.kalman.observation import (
     OBSERVATIONS,
     Categorical,
     make_observation,
 )
+from clipkal.optim.model.measurement import MergedMeasurement
 
 
 @pytest.mark.parametrize("name", ["softmax", "cosine", "logits", "probs", "gaussian"])

@@ -10,7 +10,7 @@ from sklearn.linear_model import BayesianRidge
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from clipkal.optim import FunctionSpaceFilter, KalmanFilter
+from clipkal.optim import Kalman, KalmanFilter
 from clipkal.optim.kalman.covariance import Dense
 from clipkal.optim.kalman.noise import FixedNoise
 
@@ -68,7 +68,7 @@ def test_the_function_space_posterior_and_evidence_are_laplace_torchs(solver: st
     model = Bilinear(torch.eye(4).double(), 6, scale=2.0)
     x, y = batch(B=20)
     new = torch.randn(5, 6).double()
-    filtered = FunctionSpaceFilter(model, prior=PRIOR, temperature=1.0, precision="float64", solver=solver)
+    filtered = Kalman(model, prior=PRIOR, temperature=1.0, precision="float64", solver=solver)
     evidence = filtered.step(x, y).log_evidence
     net = nn.Sequential(nn.Linear(6, 4, bias=False)).double()
     net[0].weight.data.copy_(2 * (model.base + model.weight))

@@ -1,4 +1,4 @@
-"""`FunctionSpaceFilter`: the exact full-covariance Kalman filter of a bilinear model, iterated to its MAP.
+"""`Kalman`: the exact full-covariance Kalman filter of a bilinear model, iterated to its MAP.
 
 Prior W ~ N(0, p₀ I), categorical likelihood, logits affine in W: Gaussian-process classification with the Kronecker kernel
 p₀ (right rightᵀ) ⊗ (left leftᵀ) and a Laplace posterior (GPML chapter 3). The covariance of W [pq × pq] is never formed
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, check_finite_everywhere
-from clipkal.optim.parallel.shards import Deal
-from clipkal.optim.parallel.processes import Group, broadcast
 from clipkal.optim.full_kalman.basis import reduce
 from clipkal.optim.full_kalman.evidence import laplace_evidence
 from clipkal.optim.full_kalman.hyper import fit
@@ -23,6 +21,8 @@ from clipkal.optim.full_kalman.posterior import Posterior
 from clipkal.optim.full_kalman.sampling import FunctionDraws
 from clipkal.optim.full_kalman.settings import Settings
 from clipkal.optim.full_kalman.transfer import OtherClasses
+from clipkal.optim.parallel.processes import Group, broadcast
+from clipkal.optim.parallel.shards import Deal
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Seen:
         return Seen(*(torch.cat((getattr(self, f.name), getattr(other, f.name))) for f in fields(Seen)))
 
 
-class FunctionSpaceFilter(BatchOptimizer):
+class Kalman(BatchOptimizer):
     """Gaussian-process classification for a bilinear model, as an optimiser of one step.
 
     Args:
@@ -264,8 +264,6 @@ def _same(left: Tensor, other: Tensor) -> bool:
 
 def _check_model(model: nn.Module, scale: str) -> None:
     if not hasattr(model, "jacobian_factors") or not isinstance(getattr(model, "weight", None), Tensor):
-        raise TypeError(
-            "FunctionSpaceFilter needs a bilinear model: a `weight` and `jacobian_factors(inputs)`"
-        )
+        raise TypeError("Kalman needs a bilinear model: a `weight` and `jacobian_factors(inputs)`")
     if scale == "evidence" and not isinstance(getattr(model, "log_scale", None), Tensor):
         raise TypeError("scale='evidence' needs a model with `log_scale`; use scale='frozen'")

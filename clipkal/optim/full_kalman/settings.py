@@ -1,4 +1,4 @@
-"""The options of `FunctionSpaceFilter`, checked, and the rules that follow from them."""
+"""The options of `Kalman`, checked, and the rules that follow from them."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ ENTRIES = 3000
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `FunctionSpaceFilter`, documented there."""
+    """The options of `Kalman`, documented there."""
 
     prior: float | Literal["crossval", "evidence", "ratio"]
     scale: Literal["evidence", "frozen"]

@@ -19,18 +19,19 @@ from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, check_fin
 from clipkal.optim.kalman.blocking import Block, joint_slices
 from clipkal.optim.kalman.checks import check_batch, check_settings
 from clipkal.optim.kalman.covariance import Covariance, make_covariance
-from clipkal.optim.parallel.processes import Group, broadcast, world_size
 from clipkal.optim.kalman.gates import Gate, make_gate
-from clipkal.optim.parallel.jacobian import DistributedRoute
 from clipkal.optim.kalman.innovation import Innovation, Weigher, summarise
-from clipkal.optim.model.jacobian import BilinearRoute, Jacobian
-from clipkal.optim.kalman.measurement import Measurement
 from clipkal.optim.kalman.noise import Noise, make_noise
 from clipkal.optim.kalman.observation import Gaussian, Observation, make_observation
 from clipkal.optim.kalman.posterior import LinearisedPosterior
 from clipkal.optim.kalman.prior import PRIORS, prior_variances, ratio_prior, unit_temperature
-from clipkal.optim.model.routes import make_route
+from clipkal.optim.model.bilinear import BilinearRoute
+from clipkal.optim.model.jacobian import Jacobian
+from clipkal.optim.model.measurement import Measurement
 from clipkal.optim.model.parameters import ParameterVector
+from clipkal.optim.model.routes import make_route
+from clipkal.optim.parallel.jacobian import DistributedRoute
+from clipkal.optim.parallel.processes import Group, broadcast, world_size
 
 
 class KalmanFilter(LinearisedPosterior, BatchOptimizer):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipkal.optim.kalman.gates import Gate
 from clipkal.optim.linalg import log_det, unit_cholesky
-from clipkal.optim.kalman.measurement import Measurement
+from clipkal.optim.model.measurement import Measurement
 
 
 @dataclass

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipkal.optim.kalman.measurement import (
+from clipkal.optim.kalman.noise import FixedNoise, ModelNoise, Noise, ResidualNoise
+from clipkal.optim.model.measurement import (
     CategoricalMeasurement,
     Measurement,
     MergedMeasurement,
     centred_logits,
 )
 from clipkal.optim.naming import named
-from clipkal.optim.kalman.noise import FixedNoise, ModelNoise, Noise, ResidualNoise
 
 LOWEST_LOG_PROBABILITY = -600.0  # exp(½·600) and its square stay finite in float64
 

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clipkal.optim.kalman.covariance import Covariance
-from clipkal.optim.model.hooks import MOST_ROWS
-from clipkal.optim.model.jacobian import BilinearRoute, JacobianRoute
 from clipkal.optim.linalg import normal, psd_root
+from clipkal.optim.model.bilinear import BilinearRoute
+from clipkal.optim.model.hooks import MOST_ROWS
+from clipkal.optim.model.jacobian import JacobianRoute
 from clipkal.optim.model.parameters import ParameterVector
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from clipkal.optim.model.jacobian import Jacobian
-from clipkal.optim.kalman.measurement import Measurement, centred_logits
+from clipkal.optim.model.measurement import Measurement, centred_logits
 from clipkal.optim.model.parameters import ParameterVector
 
 # Variances of parameters that the rule leaves alone: a factor e^±½ on the logits.

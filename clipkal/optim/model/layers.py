@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from clipkal.optim.model.jacobian import is_bilinear
 from clipkal.optim.model.attention import eager
+from clipkal.optim.model.bilinear import is_bilinear
 
 
 @dataclass(eq=False)

@@ -2,8 +2,9 @@
 
 from torch import nn
 
+from clipkal.optim.model.bilinear import BilinearRoute
 from clipkal.optim.model.hooks import HookRoute
-from clipkal.optim.model.jacobian import BilinearRoute, FunctionalRoute, JacobianRoute
+from clipkal.optim.model.jacobian import FunctionalRoute, JacobianRoute
 from clipkal.optim.model.parameters import ParameterVector
 
 

@@ -29,8 +29,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clipkal.optim.natural_gradient.factors import Factors, averaged
 from clipkal.optim.model.layers import Layer
+from clipkal.optim.natural_gradient.factors import Factors, averaged
 from clipkal.optim.natural_gradient.inverse import newton_inverse
 
 NEWTON_BATCH = 2**22  # entries of one batch of factors: bounds the iteration's memory to about 8 × 16 MiB

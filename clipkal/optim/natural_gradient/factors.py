@@ -39,9 +39,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from clipkal.optim.parallel.shards import Deal
-from clipkal.optim.model.jacobian import BilinearModel
+from clipkal.optim.model.bilinear import BilinearModel
 from clipkal.optim.model.layers import Capture, Layer
+from clipkal.optim.parallel.shards import Deal
 
 Fisher = Literal["true", "ggn", "empirical"]
 

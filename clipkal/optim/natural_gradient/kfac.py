@@ -42,13 +42,13 @@ from clipkal.optim.base import (
     check_finite_everywhere,
     trainable_parameters,
 )
-from clipkal.optim.natural_gradient.curvature import Curvature, Solver, Values
-from clipkal.optim.parallel.shards import Deal
-from clipkal.optim.parallel.processes import Group, broadcast
-from clipkal.optim.natural_gradient.statistics import FisherStatistics, Statistics
-from clipkal.optim.natural_gradient.penalty import Units, squared_norm
-from clipkal.optim.natural_gradient.factors import Fisher
 from clipkal.optim.model.layers import capture, find_layers
+from clipkal.optim.natural_gradient.curvature import Curvature, Solver, Values
+from clipkal.optim.natural_gradient.factors import Fisher
+from clipkal.optim.natural_gradient.penalty import Units, squared_norm
+from clipkal.optim.natural_gradient.statistics import FisherStatistics, Statistics
+from clipkal.optim.parallel.processes import Group, broadcast
+from clipkal.optim.parallel.shards import Deal
 
 
 @dataclass(frozen=True)

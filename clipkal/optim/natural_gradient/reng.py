@@ -26,11 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from clipkal.optim.base import StepInfo
-from clipkal.optim.natural_gradient.curvature import Values
-from clipkal.optim.parallel.shards import Deal
-from clipkal.optim.natural_gradient.penalty import Rho, Units, squared_norm
-from clipkal.optim.natural_gradient.kfac import KFAC, differentiate
 from clipkal.optim.model.attention import twice_differentiable
+from clipkal.optim.natural_gradient.curvature import Values
+from clipkal.optim.natural_gradient.kfac import KFAC, differentiate
+from clipkal.optim.natural_gradient.penalty import Rho, Units, squared_norm
+from clipkal.optim.parallel.shards import Deal
 
 
 class RENG(KFAC):

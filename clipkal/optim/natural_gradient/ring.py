@@ -21,8 +21,8 @@ from typing import Any
 
 from torch import nn
 
-from clipkal.optim.natural_gradient.penalty import Rho, Units
 from clipkal.optim.natural_gradient.kfac import KFAC, Evaluation
+from clipkal.optim.natural_gradient.penalty import Rho, Units
 
 
 class RING(KFAC):

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from clipkal.optim.base import check_finite
-from clipkal.optim.parallel.shards import Deal
-from clipkal.optim.model.jacobian import is_bilinear
-from clipkal.optim.natural_gradient.factors import Factors, Fisher, bilinear_factors, observe
+from clipkal.optim.model.bilinear import is_bilinear
 from clipkal.optim.model.layers import Capture, Layer, shapes_of_one_and_two
+from clipkal.optim.natural_gradient.factors import Factors, Fisher, bilinear_factors, observe
+from clipkal.optim.parallel.shards import Deal
 
 
 class Statistics(NamedTuple):

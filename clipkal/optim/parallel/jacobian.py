@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from clipkal.optim.parallel.shards import Deal
-from clipkal.optim.parallel.processes import Group
-from clipkal.optim.model.jacobian import BilinearJacobian, Jacobian, JacobianRoute, sketch
-from clipkal.optim.kalman.measurement import EVERY, Measurement
+from clipkal.optim.model.bilinear import BilinearJacobian
+from clipkal.optim.model.jacobian import Jacobian, JacobianRoute, sketch
+from clipkal.optim.model.measurement import EVERY, Measurement
 from clipkal.optim.model.parameters import ParameterVector
+from clipkal.optim.parallel.processes import Group
+from clipkal.optim.parallel.shards import Deal
 
 
 @dataclass

@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from clipkal.optim.model.measurement import EVERY
 from clipkal.optim.parallel.processes import Group, world_size
-from clipkal.optim.kalman.measurement import EVERY
 
 Key = TypeVar("Key")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipkal.optim.kalman.innovation import Innovation, Weigher
 from clipkal.optim.model.jacobian import Jacobian
-from clipkal.optim.kalman.measurement import Measurement
+from clipkal.optim.model.measurement import Measurement
 from clipkal.optim.model.parameters import ParameterVector
 
 

@@ -25,9 +25,9 @@ from torch import Tensor
 from clipkal.optim.kalman.covariance.blocks import BlockUpdate, Pairs, diagonal_form, too_wide, weighted_gram
 from clipkal.optim.kalman.covariance.categorical import solve_categorical
 from clipkal.optim.kalman.innovation import Innovation, Weigher, innovate
-from clipkal.optim.model.jacobian import BilinearJacobian
 from clipkal.optim.linalg import log_det, normal, unit_cholesky
-from clipkal.optim.kalman.measurement import CategoricalMeasurement, Measurement
+from clipkal.optim.model.bilinear import BilinearJacobian
+from clipkal.optim.model.measurement import CategoricalMeasurement, Measurement
 
 
 def solve_block(

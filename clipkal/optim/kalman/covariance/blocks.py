@@ -9,9 +9,9 @@ from torch import Tensor
 
 from clipkal.optim.base import check_finite
 from clipkal.optim.kalman.innovation import Innovation
-from clipkal.optim.model.jacobian import FEW_CLASSES, BilinearJacobian
 from clipkal.optim.linalg import pair_indices
-from clipkal.optim.kalman.measurement import EVERY
+from clipkal.optim.model.bilinear import FEW_CLASSES, BilinearJacobian
+from clipkal.optim.model.measurement import EVERY
 
 # Float32 products serve up to here: their rounding, some 1e-7 of the largest, is to be small against the unit noise.
 WIDE = 1e3

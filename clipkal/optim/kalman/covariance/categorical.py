@@ -21,10 +21,10 @@ from torch import Tensor
 
 from clipkal.optim.kalman.covariance.blocks import BlockUpdate, Pairs, diagonal_form, too_wide, weighted_gram
 from clipkal.optim.kalman.innovation import Innovation, Weigher
-from clipkal.optim.model.jacobian import BilinearJacobian
-from clipkal.optim.linalg import unit_cholesky_
-from clipkal.optim.kalman.measurement import CategoricalMeasurement, MergedMeasurement
 from clipkal.optim.kalman.observation import LOWEST_LOG_PROBABILITY
+from clipkal.optim.linalg import unit_cholesky_
+from clipkal.optim.model.bilinear import BilinearJacobian
+from clipkal.optim.model.measurement import CategoricalMeasurement, MergedMeasurement
 
 IGNORED = 1e-100  # the weight of an image that a gate leaves out: AᵀEA stays invertible
 # Iterations end when one gains less than GAIN nats an image; a step is halved up to HALVINGS times.

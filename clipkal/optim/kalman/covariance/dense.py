@@ -15,9 +15,9 @@ from torch import Tensor
 from clipkal.optim.base import check_finite
 from clipkal.optim.kalman.covariance.base import Covariance, class_cotangents
 from clipkal.optim.kalman.innovation import Innovation, Weigher, innovate
-from clipkal.optim.model.jacobian import Jacobian
 from clipkal.optim.linalg import normal, psd_root, unit_cholesky
-from clipkal.optim.kalman.measurement import Measurement
+from clipkal.optim.model.jacobian import Jacobian
+from clipkal.optim.model.measurement import Measurement
 from clipkal.optim.model.parameters import ParameterVector
 
 

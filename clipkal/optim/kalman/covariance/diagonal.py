@@ -21,9 +21,10 @@ from clipkal.optim.kalman.covariance.base import Covariance, class_cotangents
 from clipkal.optim.kalman.covariance.bilinear import logit_covariance, logit_noise, solve_block
 from clipkal.optim.kalman.covariance.blocks import BlockUpdate
 from clipkal.optim.kalman.innovation import Innovation, Weigher, innovate
-from clipkal.optim.model.jacobian import BilinearJacobian, Jacobian
 from clipkal.optim.linalg import gram_matrix, normal, psd_root
-from clipkal.optim.kalman.measurement import Measurement
+from clipkal.optim.model.bilinear import BilinearJacobian
+from clipkal.optim.model.jacobian import Jacobian
+from clipkal.optim.model.measurement import Measurement
 from clipkal.optim.model.parameters import ParameterVector
 
 FLOOR = 1e-12  # of the largest prior variance

@@ -18,9 +18,10 @@ from clipkal.optim.base import check_finite
 from clipkal.optim.kalman.covariance.base import Covariance
 from clipkal.optim.kalman.covariance.bilinear import logit_covariance, logit_noise, solve_block
 from clipkal.optim.kalman.innovation import Innovation, Weigher
-from clipkal.optim.model.jacobian import BilinearJacobian, Jacobian
 from clipkal.optim.linalg import normal
-from clipkal.optim.kalman.measurement import Measurement
+from clipkal.optim.model.bilinear import BilinearJacobian
+from clipkal.optim.model.jacobian import Jacobian
+from clipkal.optim.model.measurement import Measurement
 from clipkal.optim.model.parameters import ParameterVector
 
 

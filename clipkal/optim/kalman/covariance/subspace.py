@@ -24,9 +24,10 @@ from clipkal.optim.kalman.covariance.base import Covariance
 from clipkal.optim.kalman.covariance.bilinear import logit_covariance, logit_noise, solve_block
 from clipkal.optim.kalman.covariance.diagonal import FLOOR, fall_, unshrunk
 from clipkal.optim.kalman.innovation import Innovation, Weigher
-from clipkal.optim.model.jacobian import FEW_CLASSES, BilinearJacobian, Jacobian
 from clipkal.optim.linalg import normal
-from clipkal.optim.kalman.measurement import Measurement
+from clipkal.optim.model.bilinear import FEW_CLASSES, BilinearJacobian
+from clipkal.optim.model.jacobian import Jacobian
+from clipkal.optim.model.measurement import Measurement
 from clipkal.optim.model.parameters import ParameterVector
 
 NEW = 1e-6  # a batch widens a basis if it holds more than this share of a squared row outside it

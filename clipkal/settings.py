@@ -1,0 +1,76 @@
+"""What a setting may be, said once: in the type of the argument that takes it.
+
+    @checked
+    def __init__(self, model: nn.Module, damping: Positive = 0.1, fisher: Literal["true", "ggn"] = "true"): ...
+
+refuses `damping=-1` with "damping should be greater than 0, not -1". pydantic reads the types; values are checked as
+they are, never converted.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import cache, wraps
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[Finite, Field(gt=0)]
+NonNegative = Annotated[Finite, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+"""From 0 to below 1: a momentum, the weight of the past in a running mean."""
+Share = Annotated[float, Field(gt=0, le=1)]
+"""Above 0, up to 1: a forgetting factor, a part of a whole."""
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]
+
+Function = TypeVar("Function", bound=Callable[..., None])
+PLAIN = (float, int, bool, str, NoneType)
+
+
+def checked(function: Function) -> Function:
+    """Holds every call of a function to the types of its arguments, where these are numbers, words or None.
+
+    The wrapped function raises ValueError, in one line with the name of the argument, what it should be and what
+    it was. Arguments of other types (modules, tensors, parts of a filter) are left to the function itself.
+    """
+    signature = inspect.signature(function)
+
+    @cache
+    def types() -> dict[str, Any]:
+        hints = get_type_hints(function, include_extras=True)
+        return {name: hint for name, hint in hints.items() if name != "return" and _is_plain(hint)}
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> None:
+        given = signature.bind(*args, **kwargs).arguments
+        for name in types().keys() & given.keys():
+            check(name, given[name], types()[name])
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def check(name: str, value: Any, kind: Any) -> None:
+    """Raises ValueError where `value` is not of the type `kind`: "lr should be greater than 0, not -1"."""
+    try:
+        _adapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        wanted = dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in error.errors())
+        raise ValueError(f"{name} should be {' or '.join(wanted)}, not {value!r}") from None
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether a type is made of numbers, words, None and choices among them only."""
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return _is_plain(get_args(hint)[0])
+    if origin in (Union, UnionType):
+        return all(map(_is_plain, get_args(hint)))
+    return origin is Literal or hint in PLAIN
