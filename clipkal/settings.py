@@ -40,7 +40,7 @@ def checked(function: Function) -> Function:
     @cache
     def types() -> dict[str, Any]:
         hints = get_type_hints(function, include_extras=True)
-        return {name: hint for name, hint in hints.items() if name != "return" and _is_plain(hint)}
+        return {name: hint for name, hint in hints.items() if name != "return" and is_plain(hint)}
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> None:
@@ -66,11 +66,11 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _is_plain(hint: Any) -> bool:
+def is_plain(hint: Any) -> bool:
     """Whether a type is made of numbers, words, None and choices among them only."""
     origin = get_origin(hint)
     if origin is Annotated:
-        return _is_plain(get_args(hint)[0])
+        return is_plain(get_args(hint)[0])
     if origin in (Union, UnionType):
-        return all(map(_is_plain, get_args(hint)))
+        return all(map(is_plain, get_args(hint)))
     return origin is Literal or hint in PLAIN
