@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipkal.optim.parallel.processes import Group, anywhere, world_size
+from clipkal.optim.parallel.shards import Group, anywhere, world_size
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ Everything comes back as a `BatchOptimizer`. Defaults are those of the library u
 otherwise. Weight decay is decoupled in adamw, sophia and kfac, and part of the gradient in sgd, adagrad and
 sam (as in torch).
 
-Where several processes share a batch (distributed.py) all take the step of the whole of it, but sophia refuses.
+Where several processes share a batch (parallel/shards.py) all take the step of the whole of it, but sophia refuses.
 """
 
 import difflib
@@ -34,8 +34,7 @@ from clipkal.optim.base import (
 )
 from clipkal.optim.model.attention import twice_differentiable
 from clipkal.optim.natural_gradient.kfac import KFAC
-from clipkal.optim.parallel.processes import Group, broadcast, world_size
-from clipkal.optim.parallel.shards import Deal
+from clipkal.optim.parallel.shards import Group, Shards, broadcast, world_size
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -85,16 +84,16 @@ class FirstOrder(BatchOptimizer):
 
     def _evaluate(self, inputs: Tensor, targets: Tensor) -> float:
         """Loss of the whole batch at the current parameters; leaves its gradient in `.grad`."""
-        deal = Deal.of(len(inputs), inputs.device, self.group)
+        shards = Shards.of(len(inputs), inputs.device, self.group)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             loss = self.loss(self.model(inputs), targets)
-        value = deal.mean(loss.detach())
+        value = shards.mean(loss.detach())
         check_finite(value, "loss")
         loss.backward()
         for name, parameter in trainable_parameters(self.model).items():
             if parameter.grad is not None:
-                parameter.grad = deal.mean(parameter.grad)
+                parameter.grad = shards.mean(parameter.grad)
                 check_finite(parameter.grad, f"gradient of {name}")
         return float(value)
 

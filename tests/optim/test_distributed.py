@@ -27,8 +27,7 @@ from clipkal.optim import (
 from clipkal.optim.first_order import build_baseline
 from clipkal.optim.kalman.covariance import Diagonal
 from clipkal.optim.natural_gradient.factors import Fisher
-from clipkal.optim.parallel.processes import anywhere, world_size
-from clipkal.optim.parallel.shards import Deal
+from clipkal.optim.parallel.shards import Shards, anywhere, world_size
 
 WORLD = 2
 Make = Callable[[nn.Module], Any]
@@ -116,7 +115,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def fitted(name: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
-    """What is left after three steps on this process's share, dealt as `DistributedSampler` deals."""
+    """What is left after three steps on this process's shard, in the order of `DistributedSampler`."""
     torch.manual_seed(
         rank if world > 1 else 0
     )  # other processes start elsewhere: the first one's start counts
@@ -147,7 +146,7 @@ def _worker(rank: int, file: str, out: str) -> None:
     results: dict[str, Any] = {name: fitted(name, rank, WORLD) for name in CASES}
     results["refused"] = _refusals(rank)
     mean, images = torch.tensor([1.0, 4.0]) + rank, 3 - 2 * rank
-    results["mean"] = Deal.of(images, mean.device).mean(mean)
+    results["mean"] = Shards.of(images, mean.device).mean(mean)
     torch.save(results, f"{out}.{rank}")
     dist.destroy_process_group()
 
@@ -219,6 +218,6 @@ def test_the_mean_is_weighted_by_the_images_of_each_process(two: list[dict[str, 
 def test_one_process_by_itself_is_left_alone() -> None:
     mean = torch.ones(2)
     assert world_size() == 1
-    assert Deal.of(5, mean.device).mean(mean) is mean
+    assert Shards.of(5, mean.device).mean(mean) is mean
     assert anywhere(True, torch.device("cpu"))
     assert not anywhere(False, torch.device("cpu"))

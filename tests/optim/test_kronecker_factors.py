@@ -7,7 +7,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from clipkal.optim.model.layers import capture, find_layers
 from clipkal.optim.natural_gradient.factors import Factors, averaged, bilinear_factors, cotangents, observe
-from clipkal.optim.parallel.shards import Deal
+from clipkal.optim.parallel.shards import Shards
 
 DOUBLE = torch.float64
 
@@ -33,9 +33,9 @@ def draw(B: int = 6, q: int = 5, C: int = 4, seed: int = 0) -> tuple[Tensor, Ten
     return torch.randn(B, q, dtype=DOUBLE), torch.randint(0, C, (B,))
 
 
-def whole(logits: Tensor) -> Deal:
+def whole(logits: Tensor) -> Shards:
     """One process holds the whole batch."""
-    return Deal.of(len(logits), logits.device)
+    return Shards.of(len(logits), logits.device)
 
 
 def statistics(model, inputs, targets, fisher, seed=0):
@@ -119,13 +119,13 @@ def test_the_expectation_of_the_true_fisher_is_the_ggn():
     h = ggn(model, inputs, "2.weight").diagonal()
     with capture(model, layers) as seen:
         logits = model(inputs)
-    deal = whole(logits)
-    draws = [observe("true", seen, logits, targets, [norm], generator, deal) for _ in range(1000)]
+    shards = whole(logits)
+    draws = [observe("true", seen, logits, targets, [norm], generator, shards) for _ in range(1000)]
     for layer in layers:
         mean = torch.stack([f[layer].output for f, _ in draws]).mean(0)
         assert close(mean, exact[layer.name].output, 0.08)
     assert close(torch.stack([d[norm] for _, d in draws]).mean(0), h, 0.08)
-    signed = [observe("ggn", seen, logits, targets, [norm], generator, deal)[1][norm] for _ in range(300)]
+    signed = [observe("ggn", seen, logits, targets, [norm], generator, shards)[1][norm] for _ in range(300)]
     assert close(torch.stack(signed).mean(0), h, 0.08)
 
 

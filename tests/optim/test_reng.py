@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from clipkal.optim.model.attention import eager, twice_differentiable
 from clipkal.optim.natural_gradient.kfac import KFAC, differentiate
 from clipkal.optim.natural_gradient.reng import RENG, hessian_gradient
-from clipkal.optim.parallel.shards import Deal
+from clipkal.optim.parallel.shards import Shards
 
 DOUBLE = torch.float64
 
@@ -49,7 +49,7 @@ def error(a: Tensor, b: Tensor) -> float:
 def double(model: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     with twice_differentiable(model):
         loss = F.cross_entropy(model(inputs), targets)
-    g, Hg = hessian_gradient(loss, list(model.parameters()), Deal.of(len(inputs), inputs.device))
+    g, Hg = hessian_gradient(loss, list(model.parameters()), Shards.of(len(inputs), inputs.device))
     return flat(g), flat(Hg)
 
 
@@ -167,7 +167,7 @@ def test_without_the_guard_the_default_kernel_has_no_second_derivative():
     model, inputs, targets = problem("attention", torch.float32)
     loss = F.cross_entropy(model(inputs), targets)
     with pytest.raises(RuntimeError, match="not implemented"):
-        hessian_gradient(loss, list(model.parameters()), Deal.of(len(inputs), inputs.device))
+        hessian_gradient(loss, list(model.parameters()), Shards.of(len(inputs), inputs.device))
 
 
 def test_eager_is_free_for_a_model_that_is_not_compiled():

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 
 from clipkal.optim.model.bilinear import BilinearModel
 from clipkal.optim.model.layers import Capture, Layer
-from clipkal.optim.parallel.shards import Deal
+from clipkal.optim.parallel.shards import Shards
 
 Fisher = Literal["true", "ggn", "empirical"]
 
@@ -102,13 +102,13 @@ def observe(
     targets: Tensor,
     others: list[nn.Parameter],
     generator: torch.Generator,
-    deal: Deal,
+    shards: Shards,
     shared: Collection[Layer] = (),
 ) -> tuple[dict[Layer, Factors], dict[nn.Parameter, Tensor]]:
     """Factors of the captured layers and the diagonal of the other parameters, over the whole batch; the
     graph is kept.
 
-    deal: of the batch, of which inputs, logits and targets are this process's own. shared: layers whose
+    shards: of the batch, of which inputs, logits and targets are this process's own. shared: layers whose
     inputs are the same for all images, class prompts for one; read only where there are several processes.
 
     Cost: the backward passes of `fisher` (without the weight gradients of the captured layers), and n q² +
@@ -120,39 +120,39 @@ def observe(
         return {}, {}
     outputs, diagonals = dict[Layer, Tensor](), dict[nn.Parameter, Tensor]()
     wanted: list[Any] = [*(edge for _, _, edge in calls), *others]
-    wide = deal.gather(_wide(logits.detach()))
-    for v in cotangents(fisher, wide, deal.gather(targets), generator):
+    wide = shards.gather(_wide(logits.detach()))
+    for v in cotangents(fisher, wide, shards.gather(targets), generator):
         with torch.autocast(logits.device.type, enabled=False):
             grads = torch.autograd.grad(
-                logits, wanted, deal.own(v).to(logits.dtype), retain_graph=True, allow_unused=True
+                logits, wanted, shards.local(v).to(logits.dtype), retain_graph=True, allow_unused=True
             )
         for (layer, _, _), e in zip(calls, grads, strict=False):
             if e is not None:
-                whole = deal.total(_wide(e)) if layer in shared else e
-                outputs[layer] = outputs.get(layer, 0) + _second_moment(whole, None) / len(deal)
+                whole = shards.sum(_wide(e)) if layer in shared else e
+                outputs[layer] = outputs.get(layer, 0) + _second_moment(whole, None) / len(shards)
         for parameter, g in zip(others, grads[len(calls) :], strict=True):
             if g is not None:
-                whole = deal.total(_wide(g))
-                diagonals[parameter] = diagonals.get(parameter, 0) + whole.square() / len(deal)
-    outputs = {layer: each if layer in shared else deal.total(each) for layer, each in outputs.items()}
-    inputs = _input_factors(seen, list(outputs), deal)
+                whole = shards.sum(_wide(g))
+                diagonals[parameter] = diagonals.get(parameter, 0) + whole.square() / len(shards)
+    outputs = {layer: each if layer in shared else shards.sum(each) for layer, each in outputs.items()}
+    inputs = _input_factors(seen, list(outputs), shards)
     return {layer: Factors(inputs[layer], output) for layer, output in outputs.items()}, diagonals
 
 
-def _input_factors(seen: Capture, layers: list[Layer], deal: Deal) -> dict[Layer, Tensor]:
+def _input_factors(seen: Capture, layers: list[Layer], shards: Shards) -> dict[Layer, Tensor]:
     """Λ by layer; layers with one input (queries, keys, values) share one, the same tensor."""
     moments: dict[Any, Tensor] = {}
     factors = {}
     for layer in layers:
         key = (*map(id, seen.inputs[layer]), layer.bias is None)
         if key not in moments:
-            moments[key] = _mean_second_moment(seen.inputs[layer], layer.bias is not None, deal)
+            moments[key] = _mean_second_moment(seen.inputs[layer], layer.bias is not None, shards)
         factors[layer] = moments[key]
     return factors
 
 
 def bilinear_factors(
-    fisher: Fisher, model: BilinearModel, inputs: Tensor, logits: Tensor, targets: Tensor, deal: Deal
+    fisher: Fisher, model: BilinearModel, inputs: Tensor, logits: Tensor, targets: Tensor, shards: Shards
 ) -> Factors:
     """Λ and Γ of a bilinear model, exactly: O(B q² + C p min(C, p) + B C min(C, p)) flop and no backward
     pass. Several processes exchange the factors."""
@@ -167,14 +167,14 @@ def bilinear_factors(
             output = _second_moment(residual @ left, None) / len(pi)
         else:
             output = (left.mT * pi.mean(0)) @ left - _second_moment(pi @ left, None) / len(pi)
-        return Factors(_mean_second_moment([right], False, deal), deal.mean(output), basis)
+        return Factors(_mean_second_moment([right], False, shards), shards.mean(output), basis)
 
 
-def _mean_second_moment(xs: list[Tensor], append_one: bool, deal: Deal) -> Tensor:
+def _mean_second_moment(xs: list[Tensor], append_one: bool, shards: Shards) -> Tensor:
     """E[x xᵀ] over the rows of all processes."""
     rows = sum(x.numel() // x.shape[-1] for x in xs)
     moment = torch.stack([_second_moment(x, 1.0 if append_one else None) for x in xs]).sum(0)
-    return deal.total(moment) / deal.count(rows)
+    return shards.sum(moment) / shards.sum_int(rows)
 
 
 def _second_moment(x: Tensor, append: float | None) -> Tensor:

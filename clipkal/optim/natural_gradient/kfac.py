@@ -22,7 +22,7 @@ C q² + 2 p q C); at a refresh also the backward passes of `fisher` and 4 (p³ +
 2 (p² + q²) floats a layer, three times that within a refresh. For low-rank factors of a wide layer this is
 what dominates: rank 4 on a width of 768 has 6,144 parameters and 1.2 million entries in Λ and Γ.
 
-Where several processes share a batch (distributed.py) loss, gradient and statistics are reduced to those of
+Where several processes share a batch (parallel/shards.py) loss, gradient and statistics are reduced to those of
 the whole batch before anything is made of them or refused; every process solves with all factors.
 """
 
@@ -47,8 +47,7 @@ from clipkal.optim.natural_gradient.curvature import Curvature, Solver, Values
 from clipkal.optim.natural_gradient.factors import Fisher
 from clipkal.optim.natural_gradient.penalty import Units, squared_norm
 from clipkal.optim.natural_gradient.statistics import FisherStatistics, Statistics
-from clipkal.optim.parallel.processes import Group, broadcast
-from clipkal.optim.parallel.shards import Deal
+from clipkal.optim.parallel.shards import Group, Shards, broadcast
 
 
 @dataclass(frozen=True)
@@ -187,39 +186,39 @@ class KFAC(BatchOptimizer):
     # -- one batch
 
     def _evaluate(self, inputs: Tensor, targets: Tensor, refresh: bool) -> Evaluation:
-        deal = Deal.of(len(inputs), inputs.device, self.group)
+        shards = Shards.of(len(inputs), inputs.device, self.group)
         with (
             torch.enable_grad(),
             self._forward_guard(),
             capture(self.model, self.layers if refresh else []) as seen,
         ):
-            logits, loss, value = self._loss(inputs, targets, deal)
+            logits, loss, value = self._loss(inputs, targets, shards)
         statistics = Statistics({}, {})
         if refresh:
-            statistics = self.fisher.of(inputs, targets, logits, seen, deal)
-        gradient, objective = self._gradients(loss, deal, lambda: self._loss(inputs, targets, deal)[1])
+            statistics = self.fisher.of(inputs, targets, logits, seen, shards)
+        gradient, objective = self._gradients(loss, shards, lambda: self._loss(inputs, targets, shards)[1])
         for parameter, g in objective.items():
             check_finite(g, f"gradient of {self._names[parameter]}")
-        rank = len(deal) * max(logits.shape[-1] - 1, 1)
+        rank = len(shards) * max(logits.shape[-1] - 1, 1)
         return Evaluation(value, squared_norm(gradient.values()), objective, rank, statistics)
 
-    def _loss(self, inputs: Tensor, targets: Tensor, deal: Deal) -> tuple[Tensor, Tensor, float]:
+    def _loss(self, inputs: Tensor, targets: Tensor, shards: Shards) -> tuple[Tensor, Tensor, float]:
         """This process's logits and mean cross-entropy, in float32 or wider; and that of the whole batch."""
         logits = self.model(inputs)
         loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
-        value = deal.mean(loss.detach())
+        value = shards.mean(loss.detach())
         check_finite(value, "loss")
         return logits, loss, float(value)
 
     def _forward_guard(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def _gradients(self, loss: Tensor, deal: Deal, again: Callable[[], Tensor]) -> tuple[Values, Values]:
+    def _gradients(self, loss: Tensor, shards: Shards, again: Callable[[], Tensor]) -> tuple[Values, Values]:
         """∇ℓ of the whole batch, and the gradient to precondition: here the same.
 
         loss: this process's own; `again` evaluates it once more.
         """
-        gradient = deal.means(differentiate(loss, list(self._names)))
+        gradient = shards.means(differentiate(loss, list(self._names)))
         return gradient, gradient
 
     # -- the step

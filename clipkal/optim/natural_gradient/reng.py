@@ -30,7 +30,7 @@ from clipkal.optim.model.attention import twice_differentiable
 from clipkal.optim.natural_gradient.curvature import Values
 from clipkal.optim.natural_gradient.kfac import KFAC, differentiate
 from clipkal.optim.natural_gradient.penalty import Rho, Units, squared_norm
-from clipkal.optim.parallel.shards import Deal
+from clipkal.optim.parallel.shards import Shards
 
 
 class RENG(KFAC):
@@ -81,14 +81,14 @@ class RENG(KFAC):
         twice = self._regularised and self.hessian == "double_backprop"
         return twice_differentiable(self.model) if twice else nullcontext()
 
-    def _gradients(self, loss: Tensor, deal: Deal, again: Callable[[], Tensor]) -> tuple[Values, Values]:
+    def _gradients(self, loss: Tensor, shards: Shards, again: Callable[[], Tensor]) -> tuple[Values, Values]:
         if not self._regularised:
-            return super()._gradients(loss, deal, again)
+            return super()._gradients(loss, shards, again)
         if self.hessian == "double_backprop":
-            g, Hg = hessian_gradient(loss, list(self._names), deal)
+            g, Hg = hessian_gradient(loss, list(self._names), shards)
         else:
-            g = deal.means(differentiate(loss, list(self._names)))
-            Hg = self._difference(g, lambda: deal.means(differentiate(again(), list(g))))
+            g = shards.means(differentiate(loss, list(self._names)))
+            Hg = self._difference(g, lambda: shards.means(differentiate(again(), list(g))))
         length = squared_norm(g.values()) ** 0.5
         rho = self.rho.at(self.steps, lambda: length / max(squared_norm(Hg.values()) ** 0.5, 1e-30))
         return g, {p: g[p] + rho * Hg[p] if p in Hg else g[p] for p in g}
@@ -119,17 +119,17 @@ class RENG(KFAC):
         self.rho.unit = state["rho_unit"]
 
 
-def hessian_gradient(loss: Tensor, parameters: list[nn.Parameter], deal: Deal) -> tuple[Values, Values]:
+def hessian_gradient(loss: Tensor, parameters: list[nn.Parameter], shards: Shards) -> tuple[Values, Values]:
     """g = ∇ℓ and ∇²ℓ g of the whole batch, by differentiating ⟨∇ℓ, g⟩ with g held fixed.
 
     loss: this process's own. The Hessian is the mean over all images as well, so every process multiplies its own by
     the g of all of them.
     """
     graph = differentiate(loss, parameters, create_graph=True)
-    g = deal.means({p: each.detach() for p, each in graph.items()})
+    g = shards.means({p: each.detach() for p, each in graph.items()})
     inner = sum(((graph[p] * g[p]).sum() for p in graph), torch.zeros((), device=loss.device))
     product = differentiate(inner, list(graph)) if inner.requires_grad else {}
-    return g, deal.means(product)
+    return g, shards.means(product)
 
 
 @contextmanager
