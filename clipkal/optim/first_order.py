@@ -32,7 +32,7 @@ from clipkal.optim.base import (
     check_finite_everywhere,
     trainable_parameters,
 )
-from clipkal.optim.model.attention import twice_differentiable
+from clipkal.optim.model.layers import twice_differentiable
 from clipkal.optim.natural_gradient.kfac import KFAC
 from clipkal.optim.parallel.shards import Group, Shards, broadcast, world_size
 

@@ -63,7 +63,7 @@ def test_kfac_is_ours_and_takes_its_options():
     model, _, _ = problem()
     optimizer = build_baseline("kfac", model, lr=0.5, damping=0.2)
     assert isinstance(optimizer, KFAC)
-    assert optimizer.damping == 0.2
+    assert optimizer.damping.value == 0.2
     assert optimizer.param_groups[0]["lr"] == 0.5
 
 

@@ -26,7 +26,7 @@ from clipkal.optim import (
 )
 from clipkal.optim.first_order import build_baseline
 from clipkal.optim.kalman.covariance import Diagonal
-from clipkal.optim.natural_gradient.factors import Fisher
+from clipkal.optim.natural_gradient.fisher import Fisher
 from clipkal.optim.parallel.shards import Shards, anywhere, world_size
 
 WORLD = 2

@@ -103,7 +103,7 @@ def test_a_layer_with_a_bias_and_a_norm_follow_their_equations():
     optimizer.step(inputs, targets)
     grads = torch.autograd.grad(F.cross_entropy(before(inputs), targets), list(before.parameters()))
     G = torch.cat([grads[4], grads[5][:, None]], 1)
-    A = damped(optimizer.curvature.blocks["3.weight"].factors, 0.05)
+    A = damped(optimizer.curvature.layers["3.weight"].factors, 0.05)
     delta = torch.linalg.solve(A["output"], G) @ torch.linalg.inv(A["input"])
     assert close(before[3].weight - model[3].weight, delta[:, :-1])
     assert close(before[3].bias - model[3].bias, delta[:, -1])
@@ -274,8 +274,8 @@ def test_it_runs_under_bfloat16_autocast_with_float32_solves(build):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses = [optimizer.step(tokens, targets).loss for _ in range(30)]
     assert losses[-1] < 0.95 * losses[0]
-    for block in optimizer.curvature.blocks.values():
-        assert all(t.dtype == torch.float32 for t in [block.factors.input, *block.solution.values()])
+    for layer in optimizer.curvature.layers.values():
+        assert all(t.dtype == torch.float32 for t in [layer.factors.input, *layer.inverse.values()])
 
 
 @pytest.mark.parametrize("build", [KFAC, RENG])

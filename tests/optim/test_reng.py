@@ -9,7 +9,7 @@ from torch.backends import cuda
 from torch.func import functional_call, grad, jvp
 from torch.nn import functional as F
 
-from clipkal.optim.model.attention import eager, twice_differentiable
+from clipkal.optim.model.layers import eager, twice_differentiable
 from clipkal.optim.natural_gradient.kfac import KFAC, differentiate
 from clipkal.optim.natural_gradient.reng import RENG, hessian_gradient
 from clipkal.optim.parallel.shards import Shards

@@ -81,7 +81,7 @@ def test_elsewhere_it_is_the_kronecker_product_plus_lambda():
     optimizer = RING(copy.deepcopy(model), rho=0.2, fisher="ggn", solver="eigen", **PLAIN)
     optimizer.step(inputs, targets)
     steps, damping = one_step(model, inputs, targets, rho=0.2, solver="eigen")
-    for step, grad, block in zip(steps, g, optimizer.curvature.blocks.values(), strict=True):
+    for step, grad, block in zip(steps, g, optimizer.curvature.layers.values(), strict=True):
         A = torch.kron(block.factors.output, block.factors.input)
         exact = torch.linalg.solve(A + damping * torch.eye(len(A), dtype=DOUBLE), grad.flatten())
         assert error(step.flatten(), exact) < 1e-9
@@ -102,7 +102,7 @@ def test_the_damping_follows_the_gradient_down_to_its_floor():
     optimizer = RING(model, rho=1.0, rho_warmup=2, damping=1e-3, update_interval=1, kl_clip=0.1)
     seen = [optimizer.step(inputs, targets).metrics for _ in range(60)]
     floor = seen[0]["damping"]  # ρ is zero at the first step
-    assert floor == pytest.approx(1e-3 * optimizer.unit)
+    assert floor == pytest.approx(1e-3 * optimizer.damping.unit)
     for k, metrics in enumerate(seen):
         rho = min(1.0, k / 2) * (optimizer.rho.unit or 0.0)
         assert metrics["damping"] == pytest.approx(max(floor, rho * metrics["gradient_norm"] ** 2))
