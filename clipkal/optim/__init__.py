@@ -7,7 +7,7 @@ are those choices of parts that have a name of their own (presets.py).
 """
 
 from clipkal.optim.base import BatchOptimizer, StepInfo
-from clipkal.optim.first_order import FirstOrder
+from clipkal.optim.first_order import SAM, SGD, Adagrad, AdamW, FirstOrder, Sophia
 from clipkal.optim.full_kalman import Kalman
 from clipkal.optim.kalman.filter import KalmanFilter
 from clipkal.optim.kalman.kalman_clip import KalmanCLIP
@@ -23,6 +23,10 @@ __all__ = [
     "KFAC",
     "RENG",
     "RING",
+    "SAM",
+    "SGD",
+    "Adagrad",
+    "AdamW",
     "BatchOptimizer",
     "BilinearModel",
     "FirstOrder",
@@ -32,5 +36,6 @@ __all__ = [
     "LoKO",
     "OnlineKalman",
     "RKalman",
+    "Sophia",
     "StepInfo",
 ]

@@ -16,15 +16,17 @@ from clipkal.optim import (
     KFAC,
     RENG,
     RING,
-    FirstOrder,
+    SAM,
+    SGD,
+    AdamW,
     Kalman,
     KalmanCLIP,
     KalmanFilter,
     LoKO,
     OnlineKalman,
     RKalman,
+    Sophia,
 )
-from clipkal.optim.first_order import build_baseline
 from clipkal.optim.kalman.covariance import Diagonal
 from clipkal.optim.natural_gradient.fisher import Fisher
 from clipkal.optim.parallel.shards import Shards, anywhere, world_size
@@ -83,9 +85,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Make]] = {
     "net, scalar observation": (net, lambda m: KalmanCLIP(m, gate="imq")),
     "net, one image at a time": (net, lambda m: OnlineKalman(m, block=1)),
     "function space": (bilinear, lambda m: Kalman(m, precision="float64")),
-    "adamw": (net, lambda m: FirstOrder(m, torch.optim.AdamW(m.parameters(), lr=0.01))),
-    "sam": (net, lambda m: build_baseline("sam", m, lr=0.01)),
-    "kfac, bilinear": (bilinear, lambda m: build_baseline("kfac", m, lr=1.0)),
+    "adamw": (net, lambda m: AdamW(m, lr=0.01)),
+    "sam": (net, lambda m: SAM(m, lr=0.01)),
+    "kfac, bilinear": (bilinear, lambda m: KFAC(m, lr=1.0)),
     "kfac, bilinear, empirical": (bilinear, lambda m: KFAC(m, fisher="empirical")),
     "kfac, bilinear and a scale": (scaled, KFAC),
     "kfac, net": (net, lambda m: KFAC(m, momentum=0.9, weight_decay=0.01)),
@@ -157,7 +159,7 @@ def _refusals(rank: int) -> list[bool]:
     x, y = batches()[0]
     for make, fault in (
         (KalmanFilter, torch.nan),
-        (lambda m: FirstOrder(m, torch.optim.SGD(m.parameters(), lr=0.1)), torch.nan),
+        (SGD, torch.nan),
         (KFAC, torch.nan),
         (KFAC, 1e200),  # a finite loss, but a factor that is not
     ):
@@ -175,7 +177,7 @@ def _refusals(rank: int) -> list[bool]:
         except ValueError:
             refused.append(True)
     try:
-        build_baseline("sophia", net(), lr=0.1)
+        Sophia(net(), lr=0.1)
     except Exception as error:
         refused.append("one process" in str(error))
     return refused
