@@ -37,7 +37,6 @@ ON_A_NET: dict[str, Callable[[nn.Module], BatchOptimizer]] = {
     "RING": partial(optim.RING, **NATURAL),
     "RING, eigen": partial(optim.RING, **NATURAL, solver="eigen"),
     "RENG": partial(optim.RENG, **NATURAL),
-    "RENG, finite difference": partial(optim.RENG, **NATURAL, hessian="finite_difference", rho_warmup=0),
     "KalmanFilter": optim.KalmanFilter,
     "OnlineKalman": optim.OnlineKalman,
     "RKalman": optim.RKalman,

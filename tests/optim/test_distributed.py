@@ -97,7 +97,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Make]] = {
     "reng, bilinear": (scaled, lambda m: RENG(m, rho_warmup=1)),
     "reng, net": (net, lambda m: RENG(m, rho_warmup=1)),
     "reng, tokens": (Tokens, lambda m: RENG(m, rho_warmup=1)),
-    "reng, finite difference": (Tokens, lambda m: RENG(m, rho_warmup=1, hessian="finite_difference")),
     **{
         f"kfac, {model.__name__}, {fisher}": (model, partial(KFAC, fisher=fisher))
         for model in (net, Tokens, Prompted)

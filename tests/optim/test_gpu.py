@@ -46,7 +46,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any]]] = {
     "kfac, newton": (net, lambda m: KFAC(m, solver="newton")),
     "ring": (bilinear, lambda m: RING(m, rho_warmup=0)),
     "reng": (net, lambda m: RENG(m, rho_warmup=0)),
-    "reng, finite difference": (net, lambda m: RENG(m, rho_warmup=0, hessian="finite_difference")),
     "adamw": (net, AdamW),
     "sam": (net, lambda m: SAM(m, lr=0.01)),
 }

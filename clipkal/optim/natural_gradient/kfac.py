@@ -207,35 +207,26 @@ class KFAC(BatchOptimizer):
             self._forward_context(),
             capture(self.model, self.layers if refresh else []) as seen,
         ):
-            logits, loss, value = self._loss(inputs, targets, shards)
+            logits = self.model(inputs)
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            loss = F.cross_entropy(wide, targets)
+        value = shards.mean(loss.detach())
+        check_finite(value, "loss")
         fisher = FisherEstimate({}, {})
         if refresh:
             fisher = self.fisher.estimate(inputs, targets, logits, seen, shards)
-        gradient, objective = self._gradients(loss, shards, lambda: self._loss(inputs, targets, shards)[1])
+        gradient, objective = self._gradients(loss, shards)
         for parameter, g in objective.items():
             check_finite(g, f"gradient of {self._names[parameter]}")
         rank = len(shards) * max(logits.shape[-1] - 1, 1)
-        return BatchGradient(value, squared_norm(gradient.values()), objective, rank, fisher)
-
-    def _loss(self, inputs: Tensor, targets: Tensor, shards: Shards) -> tuple[Tensor, Tensor, float]:
-        """This process's logits and mean cross-entropy, in float32 or wider; and that of the whole batch."""
-        logits = self.model(inputs)
-        loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
-        value = shards.mean(loss.detach())
-        check_finite(value, "loss")
-        return logits, loss, float(value)
+        return BatchGradient(float(value), squared_norm(gradient.values()), objective, rank, fisher)
 
     def _forward_context(self) -> AbstractContextManager[None]:
         """What the forward pass runs in."""
         return nullcontext()
 
-    def _gradients(
-        self, loss: Tensor, shards: Shards, again: Callable[[], Tensor]
-    ) -> tuple[ByParameter, ByParameter]:
-        """∇ℓ of the whole batch, and the gradient to precondition: here the same.
-
-        loss: this process's own; `again` evaluates it once more.
-        """
+    def _gradients(self, loss: Tensor, shards: Shards) -> tuple[ByParameter, ByParameter]:
+        """∇ℓ of the whole batch from this process's loss, and the gradient to precondition: here the same."""
         gradient = shards.means(differentiate(loss, list(self._names)))
         return gradient, gradient
 
