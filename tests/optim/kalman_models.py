@@ -1,11 +1,11 @@
-"""Small models and independent oracles for the tests of the Kalman filter."""
+"""Small models and independent oracles for the tests of the optimisers."""
 
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev
+from torch.func import functional_call, jacrev, vmap
 
 
 class Bilinear(nn.Module):
@@ -42,6 +42,19 @@ def full_jacobian(model: nn.Module, inputs: Tensor) -> Tensor:
     return torch.cat(
         [part.flatten(2) if part.ndim > 2 else part[..., None] for part in parts.values()], dim=-1
     )
+
+
+def ggn(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
+    """Mean over images of Jᵀ (diag π − π πᵀ) J for one parameter, from torch.func: [n, n]."""
+    parameters = dict(model.named_parameters())
+
+    def logits(value: Tensor, x: Tensor) -> Tensor:
+        return functional_call(model, {**parameters, name: value}, (x[None],))[0]
+
+    J = vmap(jacrev(logits), (None, 0))(parameters[name].detach(), inputs).flatten(2)
+    pi = model(inputs).detach().softmax(-1)
+    R = torch.diag_embed(pi) - pi[:, :, None] * pi[:, None, :]
+    return torch.einsum("bcn,bcd,bdm->nm", J, R, J) / len(inputs)
 
 
 def theta(model: nn.Module) -> Tensor:

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from kalman_models import bilinear, ggn
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call, jacrev
 
 from clipkal.optim.model.layers import capture, find_layers
 from clipkal.optim.natural_gradient.curvature import LayerCurvature
@@ -11,22 +12,6 @@ from clipkal.optim.natural_gradient.fisher import Factors, FisherEstimator, bili
 from clipkal.optim.parallel.shards import Shards
 
 DOUBLE = torch.float64
-
-
-class Bilinear(nn.Module):
-    """logits = f Wᵀ Tᵀ, the shape of the linear adapter."""
-
-    def __init__(self, classes: int, p: int, q: int):
-        super().__init__()
-        self.register_buffer("text", torch.randn(classes, p, dtype=DOUBLE))
-        self.weight = nn.Parameter(torch.randn(p, q, dtype=DOUBLE))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        left, right = self.jacobian_factors(inputs)
-        return right @ self.weight.T @ left.T
-
-    def jacobian_factors(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return self.text, inputs
 
 
 def draw(B: int = 6, q: int = 5, C: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -52,19 +37,6 @@ def estimate(model, inputs, targets, fisher, seed=0, repeat=1):
 def statistics(model, inputs, targets, fisher, seed=0):
     ((factors, diagonals),), logits = estimate(model, inputs, targets, fisher, seed)
     return factors, diagonals, logits
-
-
-def ggn(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
-    """Mean over images of Jᵀ (diag π − π πᵀ) J for one parameter, from torch.func: [n, n]."""
-    parameters = dict(model.named_parameters())
-
-    def logits(value, x):
-        return functional_call(model, {**parameters, name: value}, (x[None],))[0]
-
-    J = vmap(jacrev(logits), (None, 0))(parameters[name].detach(), inputs).flatten(2)
-    pi = model(inputs).detach().softmax(-1)
-    R = torch.diag_embed(pi) - pi[:, :, None] * pi[:, None, :]
-    return torch.einsum("bcn,bcd,bdm->nm", J, R, J) / len(inputs)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> bool:
@@ -134,7 +106,7 @@ def test_the_expectation_of_the_true_fisher_is_the_ggn():
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
 def test_bilinear_factors_against_the_jacobian(classes, p, fisher):
     torch.manual_seed(0)
-    model, (inputs, targets) = Bilinear(classes, p, 5), draw(C=classes)
+    model, (inputs, targets) = bilinear(classes, p, 5), draw(C=classes)
     logits = model(inputs)
     f = bilinear_factors(fisher, model, inputs, logits, targets, whole(logits))
     U = torch.eye(p, dtype=DOUBLE) if f.basis is None else f.basis
@@ -223,7 +195,7 @@ def test_which_layers_are_found():
     other = nn.Linear(4, 4)
     other.weight = model[4].weight  # one weight, two different trainable biases: no common block
     assert [x.name for x in find_layers(nn.Sequential(model[4], other))] == []
-    assert [x.weight for x in find_layers(Bilinear(3, 4, 5))]
+    assert [x.weight for x in find_layers(bilinear(3, 4, 5))]
 
 
 def test_a_layer_that_bypasses_its_forward_falls_to_the_diagonal():

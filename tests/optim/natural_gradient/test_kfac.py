@@ -1,10 +1,11 @@
 """The step KFAC, RING and RENG share: the direction, the trust region, the state, and that it learns."""
 
 import copy
+import math
 
 import pytest
 import torch
-from kalman_models import same
+from kalman_models import bilinear, same, theta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,30 +16,6 @@ from clipkal.optim.natural_gradient.ring import RING
 
 DOUBLE = torch.float64
 EXACT = {"units": "absolute", "kl_clip": None, "newton_steps": 30, "newton_tolerance": 1e-13}
-
-
-class Bilinear(nn.Module):
-    """logits = exp(log_scale) f (I + W)ᵀ Tᵀ: the linear adapter."""
-
-    def __init__(
-        self,
-        classes: int,
-        d: int,
-        dtype: torch.dtype = DOUBLE,
-        scale: float = 10.0,
-        learn_scale: bool = False,
-    ):
-        super().__init__()
-        self.register_buffer("text", F.normalize(torch.randn(classes, d, dtype=dtype), dim=1))
-        self.weight = nn.Parameter(torch.zeros(d, d, dtype=dtype))
-        self.log_scale = nn.Parameter(torch.tensor(scale, dtype=dtype).log(), requires_grad=learn_scale)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        left, right = self.jacobian_factors(inputs)
-        return (right + right @ self.weight.T) @ left.T
-
-    def jacobian_factors(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return self.log_scale.exp() * self.text, inputs
 
 
 class Attention(nn.Module):
@@ -67,10 +44,6 @@ def batches(
     return [(torch.randn(B, q, dtype=dtype), torch.randint(0, C, (B,))) for _ in range(n)]
 
 
-def parameters(model: nn.Module) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in model.parameters()])
-
-
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> bool:
     return bool((a - b).norm() <= tolerance * (1e-300 + b.norm()))
 
@@ -83,7 +56,7 @@ def loss_gradient(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
 @pytest.mark.parametrize(("classes", "d"), [(3, 6), (9, 6)])
 def test_the_step_is_the_damped_kronecker_product_solved_densely(classes, d):
     torch.manual_seed(0)
-    model, (inputs, targets) = Bilinear(classes, d), batches(1, C=classes)[0]
+    model, (inputs, targets) = bilinear(classes, d, d), batches(1, C=classes)[0]
     g = loss_gradient(model, inputs, targets)
     left, right = model.jacobian_factors(inputs)
     pi = model(inputs).detach().softmax(-1)
@@ -132,16 +105,16 @@ def test_newton_and_cholesky_invert_the_same_factors():
         optimizer = KFAC(model, solver=solver, newton_steps=60, newton_tolerance=1e-13)
         for inputs, targets in data:
             optimizer.step(inputs, targets)
-        found.append(parameters(model))
+        found.append(theta(model))
     assert close(*found, tolerance=1e-9)
 
 
 def test_a_factor_that_cannot_be_inverted_refuses_the_step():
     model, (inputs, targets) = mlp(), batches(1)[0]
-    before = parameters(model)
+    before = theta(model)
     with pytest.raises(FloatingPointError, match="raise the damping"):
         KFAC(model, damping=1e-300, units="absolute").step(0 * inputs, targets)
-    assert torch.equal(parameters(model), before)
+    assert torch.equal(theta(model), before)
 
 
 def test_the_trust_region_bounds_the_predicted_divergence():
@@ -161,17 +134,17 @@ def test_momentum_and_weight_decay():
     data = batches(2)
     a = KFAC(plain, lr=0.1, **EXACT)
     b = KFAC(heavy, lr=0.1, momentum=0.5, **EXACT)
-    start = parameters(plain)
+    start = theta(plain)
     a.step(*data[0])
     b.step(*data[0])
-    first = parameters(plain) - start
-    assert torch.equal(parameters(plain), parameters(heavy))
+    first = theta(plain) - start
+    assert torch.equal(theta(plain), theta(heavy))
     a.step(*data[1])
     b.step(*data[1])
-    assert close(parameters(heavy) - parameters(plain), 0.5 * first)
+    assert close(theta(heavy) - theta(plain), 0.5 * first)
     decayed = mlp()
     KFAC(decayed, lr=0.1, weight_decay=0.2, **EXACT).step(*data[0])
-    assert close(parameters(decayed), 0.98 * start + first)
+    assert close(theta(decayed), 0.98 * start + first)
 
 
 @pytest.mark.parametrize("solver", ["cholesky", "newton", "eigen"])
@@ -185,7 +158,7 @@ def test_rho_zero_is_kfac_bit_for_bit(build, solver):
             torch.manual_seed(k)
             inputs, targets = torch.randn(shape), torch.randint(0, 3, (shape[0],))
             assert a.step(inputs, targets) == b.step(inputs, targets)
-        assert torch.equal(parameters(model), parameters(other))
+        assert torch.equal(theta(model), theta(other))
 
 
 @pytest.mark.parametrize("build", [KFAC, RING, RENG])
@@ -222,18 +195,18 @@ def test_a_compiled_model_takes_the_same_steps(build):
     for batch in batches(4, dtype=torch.float32):
         a.step(*batch)
         b.step(*batch)
-    assert close(parameters(other), parameters(model), 1e-5)
+    assert close(theta(other), theta(model), 1e-5)
     b.load_state_dict(a.state_dict())
 
 
 def test_a_trainable_scale_beside_the_bilinear_weight():
     torch.manual_seed(0)
-    model = Bilinear(4, 6, learn_scale=True)
+    model = bilinear(4, 6, train_scale=True)
     optimizer = KFAC(model)
     for batch in batches(6):
         optimizer.step(*batch)
     assert set(optimizer.curvature.diagonals) == {"log_scale"}
-    assert float(model.log_scale.detach()) != pytest.approx(2.302585)
+    assert float(model.log_scale.detach()) != pytest.approx(math.log(5))
 
 
 def test_it_learns_faster_than_gradient_descent():

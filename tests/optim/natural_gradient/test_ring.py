@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from kalman_models import ggn
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
 from torch.nn import functional as F
 
 from clipkal.optim.natural_gradient.ring import RING
@@ -29,19 +29,8 @@ def gradient(model: nn.Module, inputs: Tensor, targets: Tensor) -> list[Tensor]:
 
 
 def fisher_blocks(model: nn.Module, inputs: Tensor) -> list[Tensor]:
-    """The GGN of each weight, [n, n], by torch.func and independent of the optimiser's code."""
-    parameters = dict(model.named_parameters())
-    pi = model(inputs).detach().softmax(-1)
-    R = torch.diag_embed(pi) - pi[:, :, None] * pi[:, None, :]
-
-    def block(name: str) -> Tensor:
-        def logits(value, x):
-            return functional_call(model, {**parameters, name: value}, (x[None],))[0]
-
-        J = vmap(jacrev(logits), (None, 0))(parameters[name].detach(), inputs).flatten(2)
-        return torch.einsum("bcn,bcd,bdm->nm", J, R, J) / len(inputs)
-
-    return [block(name) for name in parameters]
+    """The GGN of each weight, [n, n]."""
+    return [ggn(model, inputs, name) for name, _ in model.named_parameters()]
 
 
 def error(a: Tensor, b: Tensor) -> float:
