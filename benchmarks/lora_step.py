@@ -23,8 +23,7 @@ from torch.nn import functional as F
 
 from benchmarks.clock import clock_of, peak_mib
 from clipkal.adapters.lora import LoRAAdapter, LoRASettings
-from clipkal.optim import RENG, RING, FirstOrder, KalmanFilter
-from clipkal.optim.first_order import build_baseline
+from clipkal.optim import KFAC, RENG, RING, SAM, AdamW, KalmanFilter
 from clipkal.optim.kalman.noise import ResidualNoise
 
 BOUNDS = {"kalman, scalar": 1.1, "loko, scalar": 1.1, "ring": 2.1, "reng": 2.5}
@@ -34,23 +33,18 @@ WARMUP = 10
 CHEAP = ("adamw", "kalman, scalar", "loko, scalar", "kfac", "ring", "reng", "sam")
 
 
-def adamw(model: LoRAAdapter) -> FirstOrder:
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return FirstOrder(model, torch.optim.AdamW(trainable, lr=1e-4, fused=True))
-
-
 def scalar_filter(model: LoRAAdapter, **more: Any) -> KalmanFilter:
     return KalmanFilter(model, "softmax", block=None, priors=model.prior_variances(), **more)
 
 
 METHODS: dict[str, Callable[[LoRAAdapter], Any]] = {
-    "adamw": adamw,
+    "adamw": lambda model: AdamW(model, lr=1e-4),
     "kalman, scalar": scalar_filter,
     "loko, scalar": lambda model: scalar_filter(model, noise=ResidualNoise(), epochs_as="optimiser"),
-    "kfac": lambda model: build_baseline("kfac", model, lr=1e-4),
+    "kfac": lambda model: KFAC(model, lr=1e-4),
     "ring": lambda model: RING(model, lr=1e-4),
     "reng": lambda model: RENG(model, lr=1e-4),
-    "sam": lambda model: build_baseline("sam", model, lr=1e-4),
+    "sam": lambda model: SAM(model, lr=1e-4),
     "kalman, categorical": lambda model: KalmanFilter(model, block=None, priors=model.prior_variances()),
 }
 

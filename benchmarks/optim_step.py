@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.clock import clock_of
-from clipkal.optim import FirstOrder, KalmanFilter, OnlineKalman, RKalman
-from clipkal.optim.first_order import build_baseline
+from clipkal.optim import KFAC, SAM, AdamW, KalmanFilter, OnlineKalman, RKalman, Sophia
 from clipkal.optim.kalman.covariance import Subspace
 
 Row = dict[str, Any]
@@ -45,10 +44,6 @@ def adapter(classes: int, width: int = 512) -> LinearAdapter:
     return LinearAdapter(F.normalize(torch.randn(classes, width, generator=generator), dim=-1), 100.0)
 
 
-def adamw(model: nn.Module) -> FirstOrder:
-    return FirstOrder(model, torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True))
-
-
 FILTERS: dict[str, Callable[[nn.Module], Any]] = {
     "kalman (preset: iterated)": OnlineKalman,
     "kalman, linearised once": lambda m: OnlineKalman(m, covariance=Subspace(iterations=1)),
@@ -58,9 +53,9 @@ FILTERS: dict[str, Callable[[nn.Module], Any]] = {
     "one scalar an image": lambda m: KalmanFilter(m, "softmax", covariance="subspace"),
 }
 PEERS: dict[str, Callable[[nn.Module], Any]] = {
-    "sam (pytorch_optimizer)": lambda m: build_baseline("sam", m, lr=1e-4),
-    "sophia (pytorch_optimizer)": lambda m: build_baseline("sophia", m, lr=1e-4),
-    "kfac": lambda m: build_baseline("kfac", m, lr=1e-3),
+    "sam (pytorch_optimizer)": lambda m: SAM(m, lr=1e-4),
+    "sophia (pytorch_optimizer)": lambda m: Sophia(m, lr=1e-4),
+    "kfac": lambda m: KFAC(m, lr=1e-3),
 }
 METHODS = FILTERS | PEERS
 # (B, C) and the bound on the filters' ratio; none was set for 1000 classes.
@@ -76,7 +71,7 @@ def ratio(
     targets = torch.randint(classes, (repeats + 5, batch), generator=generator)
     right = torch.rand(targets.shape, generator=generator) < 0.7
     targets = torch.where(right, adapter(classes)(inputs).argmax(-1), targets)
-    optimisers = (make(adapter(classes).to(device)), adamw(adapter(classes).to(device)))
+    optimisers = (make(adapter(classes).to(device)), AdamW(adapter(classes).to(device), lr=1e-4))
     times: tuple[list[float], list[float]] = ([], [])
     clock = clock_of(device)
     for x, y in zip(inputs.to(device), targets.to(device), strict=True):

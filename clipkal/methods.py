@@ -8,13 +8,23 @@ from omegaconf import DictConfig
 from clipkal.adapters import Adapter, LinearAdapter
 from clipkal.adapters.lora import LoRAAdapter
 from clipkal.errors import ConfigError
+from clipkal.optim import KFAC, RENG, RING, SAM, SGD, Adagrad, AdamW, Sophia
 from clipkal.optim.base import BatchOptimizer
 from clipkal.optim.kalman.observation import make_observation
 from clipkal.optim.model.hooks import MOST_ROWS
 from clipkal.training import Build, Plan
 
-FIRST_ORDER = ("adamw", "sgd", "adagrad", "sam", "sophia")
-NATURAL = ("kfac", "ring", "reng")
+GRADIENT_METHODS: dict[str, Callable[..., BatchOptimizer]] = {
+    "adamw": AdamW,
+    "sgd": SGD,
+    "adagrad": Adagrad,
+    "sam": SAM,
+    "sophia": Sophia,
+    "kfac": KFAC,
+    "ring": RING,
+    "reng": RENG,
+}
+"""What takes a learning rate, which is searched on few-shot validation images."""
 MAX_DIRECT = 4096
 """Most unknowns that the exact posterior factorises at once (134 MB); 100 draws cost far less so than by CG."""
 LOOP = ("name", "lr", "lr_grid", "default_lr", "schedule", "epochs", "keep", "batch_size")
@@ -26,7 +36,7 @@ def make_plan(cfg: DictConfig, has_validation: bool) -> Plan:
     validation images.
     """
     optimizer = cfg.optimizer
-    if optimizer.name in FIRST_ORDER + NATURAL:
+    if optimizer.name in GRADIENT_METHODS:
         return _first_order_plan(optimizer, cfg.seed, has_validation)
     if optimizer.name == "function_space":
         return Plan(seed=cfg.seed)
@@ -58,20 +68,17 @@ def make_build(cfg: DictConfig) -> Build:
         "function_space": lambda adapter, _: _function_space(adapter, optimizer),
         "kalman": lambda adapter, _: _kalman(adapter, optimizer, cfg.predictive.name),
     }
-    if optimizer.name in FIRST_ORDER + NATURAL:
+    if optimizer.name in GRADIENT_METHODS:
         return lambda adapter, rate: _first_order(adapter, optimizer, rate or optimizer.default_lr)
     return makers[optimizer.name]
 
 
 def _first_order(adapter: Adapter, cfg: DictConfig, rate: float) -> BatchOptimizer:
-    from clipkal.optim.first_order import build_baseline
-    from clipkal.optim.natural_gradient.reng import RENG
-    from clipkal.optim.natural_gradient.ring import RING
-
     options = {str(key): value for key, value in cfg.items() if key not in LOOP and value is not None}
-    if cfg.name in ("ring", "reng"):
-        return {"ring": RING, "reng": RENG}[cfg.name](adapter, lr=rate, **options)
-    return build_baseline(cfg.name, adapter, lr=rate, **options)
+    try:
+        return GRADIENT_METHODS[cfg.name](adapter, lr=rate, **options)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ConfigError(f"optimizer.name={cfg.name}: {error}") from error
 
 
 def _function_space(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:

@@ -44,3 +44,16 @@ def test_the_way_out_learns(many_classes):
     first = filtered.step(images, labels).loss
     assert filtered.step(images, labels).loss < first
     assert filtered.logit_samples(images, 2, torch.Generator().manual_seed(2)).shape == (2, 2, 300)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["method=kfac", "optimizer.damping=-1.0"], "optimizer.name=kfac: damping should be greater than 0, not -1.0"),
+        (["method=adamw", "optimizer.weight_decay=-1.0"], "optimizer.name=adamw: weight_decay should be greater"),
+        (["method=adamw", "optimizer.momentum=0.9"], "optimizer.name=adamw: .*'momentum'"),
+    ],
+)  # fmt: skip
+def test_a_setting_that_an_optimiser_refuses_is_one_line(many_classes, more, said):
+    with pytest.raises(ConfigError, match=said):
+        make_build(compose(more))(many_classes, 0.1)

@@ -156,7 +156,6 @@ class NaturalGradientConfig(FirstOrderConfig):
     solver: str = "cholesky"  # cholesky | newton | eigen
     rho: float | None = None  # gradient regularisation, ring and reng only
     rho_warmup: int | None = None  # steps over which rho grows from 0, ring and reng only
-    hessian: str | None = None  # double_backprop | finite_difference, reng only
 
 
 @dataclass

@@ -1,13 +1,13 @@
 """Optimisers that take a batch in: Kalman filters, gradient-regularised natural gradients, baselines.
 
-Usable on any `nn.Module`; this room knows nothing of CLIP, Hydra or W&B. Everything is a `BatchOptimizer`:
+Usable on any `nn.Module`; this package knows nothing of CLIP, Hydra or W&B. Everything is a `BatchOptimizer`:
 `step(inputs, targets) -> StepInfo`. The Bayesian ones are also posteriors: `logit_samples(inputs, n, generator)`.
 `KalmanFilter` takes its parts by name (observation, noise, gate, covariance); `OnlineKalman`, `RKalman`, `LoKO` and `KalmanCLIP`
-are those choices of parts that have a name of their own (presets.py).
+are those choices of parts that have a name of their own (kalman/, one file each).
 """
 
 from clipkal.optim.base import BatchOptimizer, StepInfo
-from clipkal.optim.first_order import FirstOrder
+from clipkal.optim.first_order import SAM, SGD, Adagrad, AdamW, FirstOrder, Sophia
 from clipkal.optim.full_kalman import Kalman
 from clipkal.optim.kalman.filter import KalmanFilter
 from clipkal.optim.kalman.kalman_clip import KalmanCLIP
@@ -23,6 +23,10 @@ __all__ = [
     "KFAC",
     "RENG",
     "RING",
+    "SAM",
+    "SGD",
+    "Adagrad",
+    "AdamW",
     "BatchOptimizer",
     "BilinearModel",
     "FirstOrder",
@@ -32,5 +36,6 @@ __all__ = [
     "LoKO",
     "OnlineKalman",
     "RKalman",
+    "Sophia",
     "StepInfo",
 ]

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clipkal.optim.parallel.processes import Group, anywhere, world_size
+from clipkal.optim.parallel.shards import Group, anywhere, world_size
 
 
 @dataclass(frozen=True)
 class StepInfo:
     """What one step saw.
 
-    loss: mean negative log-likelihood of the batch *before* the step.
-    log_evidence: log predictive density of the batch before the step (summed over its images), where there
-    is one.
-    metrics: anything else worth a line in the log, by name.
+    Attributes:
+        loss: mean negative log-likelihood of the batch *before* the step.
+        log_evidence: log predictive density of the batch before the step, summed over its images, where there is one.
+        metrics: anything else worth a line in the log, by name.
     """
 
     loss: float
@@ -53,8 +53,10 @@ class BatchOptimizer(torch.optim.Optimizer):
 
     @abstractmethod
     def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
-        """Takes one batch in; FloatingPointError, with the state untouched, if it or its loss is not
-        finite."""
+        """Takes one batch in: inputs [B, …] and targets [B].
+
+        Raises FloatingPointError, with parameters and state untouched, if the batch or its loss is not finite.
+        """
 
     def extra_state(self) -> dict[str, Any]:
         """State that belongs to no single parameter: tensors, numbers and strings, in dicts and lists."""

@@ -1,30 +1,25 @@
-"""The first-order and curvature baselines the papers compare with, each from the library that keeps it.
+"""The first-order baselines that the papers compare with, each from the library that keeps it.
 
-| name    | from              | step                                                   | passes            |
-|---------|-------------------|--------------------------------------------------------|-------------------|
-| sgd     | torch             | heavy-ball momentum                                    | 1                 |
-| adamw   | torch, fused      | arXiv 1711.05101                                       | 1                 |
-| adagrad | torch             | Duchi et al. 2011; a baseline of LoKO, 2410.11551      | 1                 |
-| sam     | pytorch_optimizer | sharpness-aware minimisation, arXiv 2010.01412         | 2                 |
-| sophia  | pytorch_optimizer | SophiaH, arXiv 2305.14342: clipped Hutchinson diagonal | 1, 2 every 10th   |
-| kfac    | ours              | `optim/kfac.py`: no kept package on PyPI has one       | 1, and a refresh  |
+| class     | from              | step                                                   | passes          |
+|-----------|-------------------|--------------------------------------------------------|-----------------|
+| `SGD`     | torch, fused      | heavy-ball momentum                                    | 1               |
+| `AdamW`   | torch, fused      | arXiv 1711.05101                                       | 1               |
+| `Adagrad` | torch             | Duchi et al. 2011; a baseline of LoKO, 2410.11551      | 1               |
+| `SAM`     | pytorch_optimizer | sharpness-aware minimisation, arXiv 2010.01412         | 2               |
+| `Sophia`  | pytorch_optimizer | SophiaH, arXiv 2305.14342: clipped Hutchinson diagonal | 1, 2 every 10th |
 
-Everything comes back as a `BatchOptimizer`. Defaults are those of the library unless an option says
-otherwise. Weight decay is decoupled in adamw, sophia and kfac, and part of the gradient in sgd, adagrad and
-sam (as in torch).
-
-Where several processes share a batch (distributed.py) all take the step of the whole of it, but sophia refuses.
+`FirstOrder` gives any other `torch.optim` optimiser the same `step(inputs, targets)`. Weight decay is decoupled in `AdamW`
+and `Sophia`, and part of the gradient in `SGD`, `Adagrad` and `SAM`, as in the libraries. Where several processes share a
+batch (parallel/shards.py) all take the step of the whole of it, but `Sophia` refuses.
 """
 
-import difflib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkal.errors import ConfigError
 from clipkal.optim.base import (
     BatchOptimizer,
     StepInfo,
@@ -32,14 +27,11 @@ from clipkal.optim.base import (
     check_finite_everywhere,
     trainable_parameters,
 )
-from clipkal.optim.model.attention import twice_differentiable
-from clipkal.optim.natural_gradient.kfac import KFAC
-from clipkal.optim.parallel.processes import Group, broadcast, world_size
-from clipkal.optim.parallel.shards import Deal
+from clipkal.optim.model.layers import twice_differentiable
+from clipkal.optim.parallel.shards import Group, Shards, broadcast, world_size
+from clipkal.settings import Count, Fraction, NonNegative, Positive, checked
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-LIBRARY_MISSING = "the baseline {} needs the package pytorch_optimizer: pip install pytorch_optimizer"
 
 
 class FirstOrder(BatchOptimizer):
@@ -58,6 +50,7 @@ class FirstOrder(BatchOptimizer):
     Cost: one forward and one backward pass, and what the optimiser adds.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -77,29 +70,30 @@ class FirstOrder(BatchOptimizer):
     def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
         check_finite_everywhere(inputs, "inputs", self.group)
         value = self._evaluate(inputs, targets)
-        if self.closure:
-            self._closure_step(inputs, targets)
-        else:
-            self.optimizer.step()
+        self._move(inputs, targets)
         return StepInfo(loss=value)
 
     def _evaluate(self, inputs: Tensor, targets: Tensor) -> float:
         """Loss of the whole batch at the current parameters; leaves its gradient in `.grad`."""
-        deal = Deal.of(len(inputs), inputs.device, self.group)
+        shards = Shards.of(len(inputs), inputs.device, self.group)
         self.optimizer.zero_grad(set_to_none=True)
         with torch.enable_grad():
             loss = self.loss(self.model(inputs), targets)
-        value = deal.mean(loss.detach())
+        value = shards.mean(loss.detach())
         check_finite(value, "loss")
         loss.backward()
         for name, parameter in trainable_parameters(self.model).items():
             if parameter.grad is not None:
-                parameter.grad = deal.mean(parameter.grad)
+                parameter.grad = shards.mean(parameter.grad)
                 check_finite(parameter.grad, f"gradient of {name}")
         return float(value)
 
-    def _closure_step(self, inputs: Tensor, targets: Tensor) -> None:
-        parameters = list(trainable_parameters(self.model).values())
+    def _move(self, inputs: Tensor, targets: Tensor) -> None:
+        """Lets the optimiser take its step from the gradient in `.grad`."""
+        if not self.closure:
+            self.optimizer.step()
+            return
+        parameters = _trainable(self.model)
         before = [p.detach().clone() for p in parameters]
         try:
             self.optimizer.step(lambda: self._evaluate(inputs, targets))
@@ -117,97 +111,125 @@ class FirstOrder(BatchOptimizer):
         self._adopt()
 
 
-def build_baseline(
-    name: str, model: nn.Module, lr: float, weight_decay: float = 0.0, **options: Any
-) -> BatchOptimizer:
-    """The baseline `name` over the trainable parameters of `model`; `options` go to its constructor.
+class SGD(FirstOrder):
+    """torch.optim.SGD with momentum; fused where the device and the types allow it."""
 
-    Raises ConfigError for a name or an option that does not exist, with the nearest name.
-    """
-    if name not in BASELINES:
-        near = difflib.get_close_matches(name, BASELINES, n=1, cutoff=0.0)
-        raise ConfigError(
-            f"unknown baseline {name!r}: did you mean {near[0]!r}? one of {', '.join(BASELINES)}"
-        )
-    try:
-        return BASELINES[name](model, lr=lr, weight_decay=weight_decay, **options)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"baseline {name!r}: {error}") from error
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: NonNegative = 0.01,
+        weight_decay: NonNegative = 0.0,
+        momentum: Fraction = 0.9,
+        nesterov: bool = False,
+    ):
+        settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
+        super().__init__(model, _fused(torch.optim.SGD, model, settings))
 
 
-def sgd(
-    model: nn.Module, lr: float, weight_decay: float, momentum: float = 0.9, **options: Any
-) -> FirstOrder:
-    """torch.optim.SGD with momentum."""
-    settings = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, **options}
-    return FirstOrder(model, _fused(torch.optim.SGD, model, settings))
+class AdamW(FirstOrder):
+    """torch.optim.AdamW; fused where the device and the types allow it."""
+
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: NonNegative = 1e-3,
+        weight_decay: NonNegative = 0.01,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: NonNegative = 1e-8,
+    ):
+        settings = {"lr": lr, "weight_decay": weight_decay, "betas": tuple(betas), "eps": eps}
+        super().__init__(model, _fused(torch.optim.AdamW, model, settings))
 
 
-def adamw(model: nn.Module, lr: float, weight_decay: float, **options: Any) -> FirstOrder:
-    """torch.optim.AdamW, fused where the device and the types allow it."""
-    return FirstOrder(
-        model, _fused(torch.optim.AdamW, model, {"lr": lr, "weight_decay": weight_decay, **options})
-    )
-
-
-def adagrad(model: nn.Module, lr: float, weight_decay: float, **options: Any) -> FirstOrder:
+class Adagrad(FirstOrder):
     """torch.optim.Adagrad."""
-    return FirstOrder(
-        model, torch.optim.Adagrad(_trainable(model), lr=lr, weight_decay=weight_decay, **options)
-    )
+
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: NonNegative = 0.01,
+        weight_decay: NonNegative = 0.0,
+        eps: NonNegative = 1e-10,
+    ):
+        optimizer = torch.optim.Adagrad(_trainable(model), lr=lr, weight_decay=weight_decay, eps=eps)
+        super().__init__(model, optimizer)
 
 
-def sam(
-    model: nn.Module,
-    lr: float,
-    weight_decay: float,
-    rho: float = 0.05,
-    momentum: float = 0.9,
-    adaptive: bool = False,
-) -> FirstOrder:
-    """pytorch_optimizer's SAM around SGD with momentum, as in its paper; `adaptive` is ASAM."""
-    try:
-        from pytorch_optimizer import SAM
-    except ImportError as error:
-        raise ConfigError(LIBRARY_MISSING.format("sam")) from error
-    base: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
-    return FirstOrder(
-        model, SAM(_trainable(model), torch.optim.SGD, rho=rho, adaptive=adaptive, **base), closure=True
-    )
+class SAM(FirstOrder):
+    """pytorch_optimizer's SAM around SGD with momentum, as in its paper.
 
+    Args:
+        rho: radius of the neighbourhood whose worst loss is minimised.
+        adaptive: measures the radius relative to the parameters (ASAM, arXiv 2102.11600).
 
-def sophia(model: nn.Module, lr: float, weight_decay: float, **options: Any) -> FirstOrder:
-    """pytorch_optimizer's SophiaH; options `betas`, `p` (the clip), `update_period`, `num_samples`."""
-    try:
-        from pytorch_optimizer import SophiaH
-    except ImportError as error:
-        raise ConfigError(LIBRARY_MISSING.format("sophia")) from error
-    return HutchinsonFirstOrder(
-        model, SophiaH(_trainable(model), lr=lr, weight_decay=weight_decay, **options)
-    )
-
-
-def kfac(model: nn.Module, lr: float, weight_decay: float, **options: Any) -> KFAC:
-    """Our K-FAC natural gradient, data-parallel as the first-order ones are; options as for `KFAC`."""
-    return KFAC(model, lr=lr, weight_decay=weight_decay, **options)
-
-
-class HutchinsonFirstOrder(FirstOrder):
-    """A first-order optimiser that every `update_period` steps differentiates the gradient it is given.
-
-    On those steps `.grad` carries its graph; pytorch_optimizer then forms z ∘ ∇²ℓ z itself. z comes from
-    torch's global random generator, which a checkpoint has to keep. On all other steps it is `FirstOrder`.
-    The library does not average z ∘ ∇²ℓ z over processes: data-parallel runs are refused (ValueError).
+    Raises ImportError where pytorch_optimizer is not installed.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Loss = F.cross_entropy):
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: NonNegative = 0.01,
+        weight_decay: NonNegative = 0.0,
+        rho: NonNegative = 0.05,
+        momentum: Fraction = 0.9,
+        adaptive: bool = False,
+    ):
+        kind, inner = _library("SAM"), {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+        optimizer = kind(_trainable(model), torch.optim.SGD, rho=rho, adaptive=adaptive, **inner)
+        super().__init__(model, optimizer, closure=True)
+
+
+class Sophia(FirstOrder):
+    """pytorch_optimizer's SophiaH, which every `update_period` steps differentiates the gradient it is given.
+
+    On those steps `.grad` carries its graph; the library then forms z ∘ ∇²ℓ z itself. z comes from torch's global
+    random generator, which a checkpoint has to keep. On all other steps it is `FirstOrder`.
+
+    Args:
+        betas: weights of the past in the running gradient and in the running Hessian diagonal.
+        p: the clip, the largest change of a parameter in units of lr.
+        update_period: steps between estimates of the Hessian diagonal.
+        num_samples: draws of z an estimate.
+        hessian_distribution: of z.
+
+    Raises ImportError where pytorch_optimizer is not installed, and ValueError where several processes share a batch: the
+    library does not average z ∘ ∇²ℓ z over them.
+    """
+
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        lr: NonNegative = 0.06,
+        weight_decay: NonNegative = 0.0,
+        betas: tuple[float, float] = (0.96, 0.99),
+        p: Positive = 0.01,
+        update_period: Count = 10,
+        num_samples: Count = 1,
+        hessian_distribution: Literal["gaussian", "rademacher"] = "gaussian",
+    ):
         if world_size() > 1:
             raise ValueError("Hutchinson's estimate is not averaged over processes: use one process")
-        super().__init__(model, optimizer, loss)
+        optimizer = _library("SophiaH")(
+            _trainable(model),
+            lr=lr,
+            weight_decay=weight_decay,
+            betas=tuple(betas),
+            p=p,
+            update_period=update_period,
+            num_samples=num_samples,
+            hessian_distribution=hessian_distribution,
+        )
+        super().__init__(model, optimizer)
+        self.update_period = update_period
 
     def _evaluate(self, inputs: Tensor, targets: Tensor) -> float:
         taken = self.optimizer.param_groups[0].get("step", 0)
-        if taken % self.optimizer.update_period:  # type: ignore[attr-defined]
+        if taken % self.update_period:
             return super()._evaluate(inputs, targets)
         self.optimizer.zero_grad(set_to_none=True)
         named = trainable_parameters(self.model)
@@ -222,29 +244,28 @@ class HutchinsonFirstOrder(FirstOrder):
                 parameter.grad = grad
         return float(loss.detach())
 
-    def step(self, inputs: Tensor, targets: Tensor) -> Any:  # type: ignore[override]
-        info = super().step(inputs, targets)
+    def _move(self, inputs: Tensor, targets: Tensor) -> None:
+        super()._move(inputs, targets)
         self.optimizer.zero_grad(set_to_none=True)  # a gradient with a graph would keep the whole pass alive
-        return info
 
 
 def _fused(kind: Callable[..., torch.optim.Optimizer], model: nn.Module, settings: dict[str, Any]) -> Any:
     """The optimiser with its fused kernel, or without where torch has none for these parameters."""
     try:
-        return kind(_trainable(model), **{"fused": True, **settings})
+        return kind(_trainable(model), fused=True, **settings)
     except RuntimeError:
         return kind(_trainable(model), **settings)
 
 
+def _library(name: str) -> Any:
+    """A class of pytorch_optimizer."""
+    try:
+        import pytorch_optimizer
+    except ImportError as error:
+        message = f"{name} needs the package pytorch_optimizer: pip install pytorch_optimizer"
+        raise ImportError(message) from error
+    return getattr(pytorch_optimizer, name)
+
+
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
     return list(trainable_parameters(model).values())
-
-
-BASELINES: dict[str, Callable[..., BatchOptimizer]] = {
-    "sgd": sgd,
-    "adamw": adamw,
-    "adagrad": adagrad,
-    "sam": sam,
-    "sophia": sophia,
-    "kfac": kfac,
-}

@@ -1,10 +1,11 @@
-"""Small models and independent oracles for the tests of the Kalman filter."""
+"""Small models and independent oracles for the tests of the optimisers."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev
+from torch.func import functional_call, jacrev, vmap
 
 
 class Bilinear(nn.Module):
@@ -43,5 +44,29 @@ def full_jacobian(model: nn.Module, inputs: Tensor) -> Tensor:
     )
 
 
+def ggn(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
+    """Mean over images of Jᵀ (diag π − π πᵀ) J for one parameter, from torch.func: [n, n]."""
+    parameters = dict(model.named_parameters())
+
+    def logits(value: Tensor, x: Tensor) -> Tensor:
+        return functional_call(model, {**parameters, name: value}, (x[None],))[0]
+
+    J = vmap(jacrev(logits), (None, 0))(parameters[name].detach(), inputs).flatten(2)
+    pi = model(inputs).detach().softmax(-1)
+    R = torch.diag_embed(pi) - pi[:, :, None] * pi[:, None, :]
+    return torch.einsum("bcn,bcd,bdm->nm", J, R, J) / len(inputs)
+
+
 def theta(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two states are equal bit for bit; NaN equals NaN."""
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one.nan_to_num(nan=7e7), other.nan_to_num(nan=7e7))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and one == other

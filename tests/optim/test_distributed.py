@@ -16,19 +16,20 @@ from clipkal.optim import (
     KFAC,
     RENG,
     RING,
-    FirstOrder,
+    SAM,
+    SGD,
+    AdamW,
     Kalman,
     KalmanCLIP,
     KalmanFilter,
     LoKO,
     OnlineKalman,
     RKalman,
+    Sophia,
 )
-from clipkal.optim.first_order import build_baseline
 from clipkal.optim.kalman.covariance import Diagonal
-from clipkal.optim.natural_gradient.factors import Fisher
-from clipkal.optim.parallel.processes import anywhere, world_size
-from clipkal.optim.parallel.shards import Deal
+from clipkal.optim.natural_gradient.fisher import Fisher
+from clipkal.optim.parallel.shards import Shards, anywhere, world_size
 
 WORLD = 2
 Make = Callable[[nn.Module], Any]
@@ -84,9 +85,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Make]] = {
     "net, scalar observation": (net, lambda m: KalmanCLIP(m, gate="imq")),
     "net, one image at a time": (net, lambda m: OnlineKalman(m, block=1)),
     "function space": (bilinear, lambda m: Kalman(m, precision="float64")),
-    "adamw": (net, lambda m: FirstOrder(m, torch.optim.AdamW(m.parameters(), lr=0.01))),
-    "sam": (net, lambda m: build_baseline("sam", m, lr=0.01)),
-    "kfac, bilinear": (bilinear, lambda m: build_baseline("kfac", m, lr=1.0)),
+    "adamw": (net, lambda m: AdamW(m, lr=0.01)),
+    "sam": (net, lambda m: SAM(m, lr=0.01)),
+    "kfac, bilinear": (bilinear, lambda m: KFAC(m, lr=1.0)),
     "kfac, bilinear, empirical": (bilinear, lambda m: KFAC(m, fisher="empirical")),
     "kfac, bilinear and a scale": (scaled, KFAC),
     "kfac, net": (net, lambda m: KFAC(m, momentum=0.9, weight_decay=0.01)),
@@ -96,7 +97,6 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Make]] = {
     "reng, bilinear": (scaled, lambda m: RENG(m, rho_warmup=1)),
     "reng, net": (net, lambda m: RENG(m, rho_warmup=1)),
     "reng, tokens": (Tokens, lambda m: RENG(m, rho_warmup=1)),
-    "reng, finite difference": (Tokens, lambda m: RENG(m, rho_warmup=1, hessian="finite_difference")),
     **{
         f"kfac, {model.__name__}, {fisher}": (model, partial(KFAC, fisher=fisher))
         for model in (net, Tokens, Prompted)
@@ -116,7 +116,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def fitted(name: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
-    """What is left after three steps on this process's share, dealt as `DistributedSampler` deals."""
+    """What is left after three steps on this process's shard, in the order of `DistributedSampler`."""
     torch.manual_seed(
         rank if world > 1 else 0
     )  # other processes start elsewhere: the first one's start counts
@@ -147,7 +147,7 @@ def _worker(rank: int, file: str, out: str) -> None:
     results: dict[str, Any] = {name: fitted(name, rank, WORLD) for name in CASES}
     results["refused"] = _refusals(rank)
     mean, images = torch.tensor([1.0, 4.0]) + rank, 3 - 2 * rank
-    results["mean"] = Deal.of(images, mean.device).mean(mean)
+    results["mean"] = Shards.of(images, mean.device).mean(mean)
     torch.save(results, f"{out}.{rank}")
     dist.destroy_process_group()
 
@@ -158,7 +158,7 @@ def _refusals(rank: int) -> list[bool]:
     x, y = batches()[0]
     for make, fault in (
         (KalmanFilter, torch.nan),
-        (lambda m: FirstOrder(m, torch.optim.SGD(m.parameters(), lr=0.1)), torch.nan),
+        (SGD, torch.nan),
         (KFAC, torch.nan),
         (KFAC, 1e200),  # a finite loss, but a factor that is not
     ):
@@ -176,7 +176,7 @@ def _refusals(rank: int) -> list[bool]:
         except ValueError:
             refused.append(True)
     try:
-        build_baseline("sophia", net(), lr=0.1)
+        Sophia(net(), lr=0.1)
     except Exception as error:
         refused.append("one process" in str(error))
     return refused
@@ -219,6 +219,6 @@ def test_the_mean_is_weighted_by_the_images_of_each_process(two: list[dict[str, 
 def test_one_process_by_itself_is_left_alone() -> None:
     mean = torch.ones(2)
     assert world_size() == 1
-    assert Deal.of(5, mean.device).mean(mean) is mean
+    assert Shards.of(5, mean.device).mean(mean) is mean
     assert anywhere(True, torch.device("cpu"))
     assert not anywhere(False, torch.device("cpu"))

@@ -15,14 +15,14 @@ from clipkal.optim import (
     KFAC,
     RENG,
     RING,
-    FirstOrder,
+    SAM,
+    AdamW,
     Kalman,
     KalmanCLIP,
     KalmanFilter,
     LoKO,
     OnlineKalman,
 )
-from clipkal.optim.first_order import build_baseline
 
 pytestmark = pytest.mark.gpu
 
@@ -46,9 +46,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any]]] = {
     "kfac, newton": (net, lambda m: KFAC(m, solver="newton")),
     "ring": (bilinear, lambda m: RING(m, rho_warmup=0)),
     "reng": (net, lambda m: RENG(m, rho_warmup=0)),
-    "reng, finite difference": (net, lambda m: RENG(m, rho_warmup=0, hessian="finite_difference")),
-    "adamw": (net, lambda m: FirstOrder(m, torch.optim.AdamW(m.parameters(), fused=True))),
-    "sam": (net, lambda m: build_baseline("sam", m, lr=0.01)),
+    "adamw": (net, AdamW),
+    "sam": (net, lambda m: SAM(m, lr=0.01)),
 }
 
 

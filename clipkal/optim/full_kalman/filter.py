@@ -21,8 +21,7 @@ from clipkal.optim.full_kalman.posterior import Posterior
 from clipkal.optim.full_kalman.sampling import FunctionDraws
 from clipkal.optim.full_kalman.settings import Settings
 from clipkal.optim.full_kalman.transfer import OtherClasses
-from clipkal.optim.parallel.processes import Group, broadcast
-from clipkal.optim.parallel.shards import Deal
+from clipkal.optim.parallel.shards import Group, Shards, broadcast
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,9 @@ class Seen:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def gathered(self, deal: Deal) -> "Seen":
-        """What all processes were shown, in the order of distributed.py."""
-        return Seen(*(deal.gather(getattr(self, f.name)) for f in fields(Seen)))
+    def gathered(self, shards: Shards) -> "Seen":
+        """What all processes were shown, in the order of parallel/shards.py."""
+        return Seen(*(shards.gather(getattr(self, f.name)) for f in fields(Seen)))
 
     def plus(self, other: "Seen") -> "Seen":
         return Seen(*(torch.cat((getattr(self, f.name), getattr(other, f.name))) for f in fields(Seen)))
@@ -156,8 +155,8 @@ class Kalman(BatchOptimizer):
             check_finite(value, name)
         labels = targets.to(offset.device, torch.long).clone()
         loss = nn.functional.cross_entropy(logits.double(), labels)
-        deal = Deal.of(len(labels), labels.device, self.group)
-        return left, Seen(right.clone(), offset.clone(), labels).gathered(deal), float(deal.mean(loss))
+        shards = Shards.of(len(labels), labels.device, self.group)
+        return left, Seen(right.clone(), offset.clone(), labels).gathered(shards), float(shards.mean(loss))
 
     def _affine(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits at W = 0 [B, C], left [C, p] and right [B, q], all at the reference scale."""

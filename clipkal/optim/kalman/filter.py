@@ -31,7 +31,7 @@ from clipkal.optim.model.measurement import Measurement
 from clipkal.optim.model.parameters import ParameterVector
 from clipkal.optim.model.routes import make_route
 from clipkal.optim.parallel.jacobian import DistributedRoute
-from clipkal.optim.parallel.processes import Group, broadcast, world_size
+from clipkal.optim.parallel.shards import Group, broadcast, world_size
 
 
 class KalmanFilter(LinearisedPosterior, BatchOptimizer):
@@ -63,7 +63,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         temperature: T of the draws, from N(θ̄, T P); "unit": the T ≤ 1 at which the prior's draws of the logits have
             unit variance on the first batch (prior.py says why).
         route: auto | bilinear | hooks | func. memory: bytes that Jacobian rows may take.
-        group: the processes that share each batch where `torch.distributed` is initialised (distributed.py);
+        group: the processes that share each batch where `torch.distributed` is initialised (parallel/shards.py);
             None: all of them. They start from the first one's parameters.
 
     The step is refused (FloatingPointError) and all is put back if anything is not finite.
@@ -130,7 +130,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         """Conditions on a batch; see the class. log_evidence sums the blocks', each given those before it."""
         check_finite_everywhere(inputs, "inputs", self.group)
         if isinstance(self.batches, DistributedRoute):
-            targets = self.batches.deal(inputs, targets)
+            targets = self.batches.gather_targets(inputs, targets)
         jacobian = self.batches.linearise(inputs)
         check_batch(jacobian.logits, targets, isinstance(self.observation, Gaussian))
         with self._exact():

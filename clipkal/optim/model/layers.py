@@ -1,15 +1,15 @@
-"""The linear layers of a model, and what hooks see of them in a forward pass: inputs, and edges to differentiate at."""
+"""The linear layers of a model, what hooks see of them in a forward pass, and forward passes to differentiate twice."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from clipkal.optim.model.attention import eager
 from clipkal.optim.model.bilinear import is_bilinear
 
 
@@ -131,3 +131,22 @@ def shapes_of_one_and_two(
             model(inputs[:1].expand(n, *inputs.shape[1:]))
         seen.append([(layer, x.shape) for layer, x, _ in calls.calls()])
     return [(layer, one, two) for (layer, one), (_, two) in zip(*seen, strict=True)]
+
+
+@contextmanager
+def twice_differentiable(model: nn.Module) -> Iterator[None]:
+    """Runs forward passes of `model` so that their gradients can be differentiated again.
+
+    The fused attention kernels have no second derivative, and neither have graphs of `torch.compile`. So inside the
+    block attention uses the math kernel (the whole attention matrix is formed: memory grows with the square of the
+    tokens) and compiled modules run eagerly. Only the forward pass has to run inside, and whatever was allowed before
+    is allowed again afterwards.
+    """
+    with sdpa_kernel(SDPBackend.MATH), eager(model):
+        yield
+
+
+def eager(model: nn.Module) -> AbstractContextManager[object]:
+    """Runs compiled modules of `model` uncompiled, so that hooks fire and graphs are those of autograd."""
+    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

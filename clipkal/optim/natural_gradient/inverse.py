@@ -1,21 +1,25 @@
 """The inverse of a damped Kronecker factor by Newton's iteration: warm-started, and products only.
 
-    R ← I − A X          X ← X (2I − A X) = X + X R          (Newton; Schulz 1933; Ben-Israel 1965)
+    R ← I − A X
+    X ← X (2I − A X) = X + X R
 
-Since I − A X_{k+1} = (I − A X_k)², the residual squares at each step: it converges if and only if the
-spectral radius of I − A X₀ is below 1. ‖I − A X‖_F < 1 proves it on the way; a residual that grows ends the
-attempt, and the next start is tried. A factor that is an exponential moving average moves little, so the
-last inverse is close enough and two to four steps restore it; that is why the gradient-regularised natural
-gradients of arXiv 2601.18420 ("Newton's iteration to avoid direct FIM inversion", from its summaries; step
-count and schedule could not be read) need no factorisation.
+(Newton; Schulz 1933; Ben-Israel 1965.) The residual squares at each step, so the iteration converges if and only if the
+spectral radius of I − A X₀ is below 1:
 
-Our choices. Three starts, the cheapest that is safe:
+    I − A X_{k+1} = (I − A X_k)²
+
+‖I − A X‖_F < 1 proves it on the way; a residual that grows ends the attempt, and the next start is tried.
+
+Paper: arXiv 2601.18420 uses "Newton's iteration to avoid direct FIM inversion". Ours: warm starts (a factor that is an
+exponential moving average moves little, so a few steps from the last inverse restore it), how many steps, and three
+starts, the cheapest that is safe for symmetric positive definite A and X:
+
 * warm: the last inverse X, if the spectral radius of I − A X, by ten power iterations, is below 0.9;
-* rescaled: 1.5 X / (1 + 1.2 radius), if not. For symmetric positive definite A and X the eigenvalues of A X
-  are positive and at most 1 + radius, so those of I − A X fall into about [−0.5, 1): a factor that only
-  gained mass is reached in log₂(1 + radius) more steps, not in log₂ cond(A);
-* cold: Aᵀ / (‖A‖₁ ‖A‖_∞) for any nonsingular A (Ben-Israel); for a positive definite one I / ‖A‖_∞, in half
-  as many steps.
+* rescaled: 1.5 X / (1 + 1.2 radius), if not. The eigenvalues of A X are positive and at most 1 + radius, so those of
+  I − A X fall into about [−0.5, 1): a factor that only gained mass is reached in log₂(1 + radius) more steps, not in
+  log₂ cond(A);
+* cold: I / ‖A‖_∞.
+
 What float32 cannot resolve (condition numbers past 1e5 or so) is done again in float64, with products still.
 
 Cost: two n³ products (4n³ flop) a step, batched over factors of equal size. Memory: three n² a factor.
@@ -32,12 +36,13 @@ from torch import Tensor
 class NewtonInverse:
     """What an inversion gave.
 
-    inverse: [..., n, n].
-    residual: the largest ‖I − A X‖_F of the batch; after the last allowed step it is not measured again but
-        bounded by the square of the one before (exact arithmetic).
-    steps: how many were taken (by the float64 retry alone, where there was one).
-    start: "warm", "rescaled" or "cold", the furthest any matrix of the batch had to go back.
-    float64: whether it took the retry.
+    Attributes:
+        inverse: [..., n, n].
+        residual: the largest ‖I − A X‖_F of the batch; after the last allowed step it is not measured again but
+            bounded by the square of the one before (exact arithmetic).
+        steps: how many were taken (by the float64 retry alone, where there was one).
+        start: "warm", "rescaled" or "cold", the furthest any matrix of the batch had to go back.
+        float64: whether it took the retry.
     """
 
     inverse: Tensor
@@ -53,23 +58,23 @@ def newton_inverse(
     steps: int = 3,
     tolerance: float = 1e-4,
     max_steps: int = 60,
-    positive_definite: bool = True,
 ) -> NewtonInverse:
-    """Inverse of A [..., n, n], from the approximate inverse X of the same shape if given.
+    """Inverse of symmetric positive definite A [..., n, n], from an approximate inverse X of the same shape if given.
 
     Iterates until ‖I − A X‖_F ≤ tolerance for every matrix of the batch, but no more than `steps` steps once
-    that norm is at most ½ (three steps then leave at most 0.004). Raises FloatingPointError if not even
-    float64 gets there in `max_steps`.
+    that norm is at most ½ (three steps then leave at most 0.004).
+
+    Raises FloatingPointError if not even float64 gets there in `max_steps`.
     """
     with torch.no_grad(), torch.autocast(A.device.type, enabled=False):
-        iterate = partial(_iterate, A, steps, tolerance, max_steps, positive_definite)
-        start = None if X is None else _warm_start(A, X, positive_definite)
+        iterate = partial(_iterate, A, steps, tolerance, max_steps)
+        start = None if X is None else _warm_start(A, X)
         found = None if start is None else iterate(*start)
         if found is None:
-            cold = _cold_start(A, positive_definite)
+            cold = _eye_like(A) / A.abs().sum(-1, keepdim=True).amax(-2, keepdim=True)
             found = iterate(cold, A @ cold, "cold")
         if found is None and A.dtype != torch.float64:
-            retry = newton_inverse(A.double(), None, steps, tolerance, 2 * max_steps, positive_definite)
+            retry = newton_inverse(A.double(), None, steps, tolerance, 2 * max_steps)
             return replace(retry, inverse=retry.inverse.to(A.dtype), float64=True)
     if found is None:
         raise FloatingPointError(
@@ -78,7 +83,7 @@ def newton_inverse(
     return found
 
 
-def _warm_start(A: Tensor, X: Tensor, positive_definite: bool) -> tuple[Tensor, Tensor, str] | None:
+def _warm_start(A: Tensor, X: Tensor) -> tuple[Tensor, Tensor, str] | None:
     """X, A X and what it is called: rescaled where it is too far off; None if no safe start leads from it."""
     AX = A @ X
     if not bool(torch.isfinite(AX).all()):
@@ -87,8 +92,6 @@ def _warm_start(A: Tensor, X: Tensor, positive_definite: bool) -> tuple[Tensor, 
     outside = radius >= 0.9
     if not bool(outside.any()):
         return X, AX, "warm"
-    if not positive_definite:
-        return None
     scale = torch.where(outside, 1.5 / (1 + 1.2 * radius), torch.ones_like(radius))
     return scale * X, scale * AX, "rescaled"
 
@@ -107,7 +110,6 @@ def _iterate(
     steps: int,
     tolerance: float,
     max_steps: int,
-    symmetric: bool,
     X: Tensor,
     AX: Tensor,
     start: str,
@@ -131,7 +133,7 @@ def _iterate(
         active, R = [active[j] for j in going], R[going]
         if active:
             step = Xs[active] + Xs[active] @ R
-            Xs[active] = (step + step.mT) / 2 if symmetric else step
+            Xs[active] = (step + step.mT) / 2
         for i in active:
             left[i] -= last[i] <= 0.5
             last[i] = last[i] ** 2 if left[i] == 0 else last[i]
@@ -140,13 +142,6 @@ def _iterate(
             return NewtonInverse(Xs.view_as(A), max(last), taken + bool(going), start)
         product = As[active] @ Xs[active]
     return None
-
-
-def _cold_start(A: Tensor, positive_definite: bool) -> Tensor:
-    """A start inside the region of convergence for every nonsingular (or every positive definite) A."""
-    columns, rows = A.abs().sum(-2, keepdim=True), A.abs().sum(-1, keepdim=True)
-    one, infinity = columns.amax(-1, keepdim=True), rows.amax(-2, keepdim=True)
-    return _eye_like(A) / infinity if positive_definite else A.mT / (one * infinity)
 
 
 def _eye_like(A: Tensor) -> Tensor:

@@ -1,9 +1,17 @@
-"""Who holds which image of a batch, and with that: the values of all images, and sums and means over them.
+"""Data-parallel runs: every process sees its own shard of a batch, and all of them take the step of the whole batch.
 
-distributed.py says in which order. In a single process, which holds everything, values are handed back as they are.
+Losses, gradients and products with the Hessian are means over images: `Shards.mean` averages them, weighted by how many
+images each process has. Kronecker factors and diagonals are sums over samples (`Shards.sum`) of labels that all processes
+sample alike. What a Kalman update needs of an image, its logits and whitened rows, is gathered (`Shards.gather`). Every
+process then computes the same update of its own copy of θ and of the curvature or P. All of it is exact: the step is that
+of one process that holds the whole batch, up to the order of summation (dropout zeroes other units).
+
+The order of the whole batch is that of torch's `DistributedSampler`: image i of process r is image i·world + r. Where
+`torch.distributed` is not initialised nothing is communicated and values are handed back as they are. Every process must
+take every step, with at least one image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,31 +20,60 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clipkal.optim.model.measurement import EVERY
-from clipkal.optim.parallel.processes import Group, world_size
 
+Group = dist.ProcessGroup
 Key = TypeVar("Key")
 
 
-@dataclass(frozen=True)
-class Deal:
-    """Which process holds which image of the whole batch.
+def world_size(group: Group | None = None) -> int:
+    """How many processes share a batch; 1 where `torch.distributed` is not initialised. None: all of them."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
-    owners: [B] rank of each image. share: this process's part of the B images, in (0, 1].
+
+@torch.no_grad()
+def broadcast(tensors: Iterable[Tensor], group: Group | None = None) -> None:
+    """Copies the values of the group's first process to all others, in place, so that all start equal."""
+    if world_size(group) > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, group=group, group_src=0)
+
+
+def anywhere(fails: bool, device: torch.device, group: Group | None = None) -> bool:
+    """Whether the condition holds in any process: what one refuses, all refuse, and none waits for the others."""
+    if world_size(group) == 1:
+        return fails
+    flag = torch.tensor(float(fails), device=device)
+    dist.all_reduce(flag, group=group)
+    return bool(flag)
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Which process holds which image of the whole batch, and with that: gathers, sums and means over all images.
+
+    Attributes:
+        owners: rank of each image, [B].
+        rank: that of this process.
+        fraction: this process's part of the B images, in (0, 1].
+        group: the processes that share the batch; None: all of them.
     """
 
     owners: Tensor
     rank: int = 0
-    share: float = 1.0
+    fraction: float = 1.0
     group: Group | None = None
 
     @classmethod
-    def of(cls, images: int, device: torch.device, group: Group | None = None) -> "Deal":
-        """The deal of a batch of which this process holds `images`; ValueError in all if one of several has none."""
+    def of(cls, images: int, device: torch.device, group: Group | None = None) -> "Shards":
+        """The shards of a batch of which this process holds `images`.
+
+        Raises ValueError, in all processes, if one of several has no image.
+        """
         if world_size(group) == 1:
             return cls(torch.zeros(images, dtype=torch.long, device=device))
-        mine = torch.tensor([images], device=device)
-        held = [torch.empty_like(mine) for _ in range(world_size(group))]
-        dist.all_gather(held, mine, group=group)
+        local = torch.tensor([images], device=device)
+        held = [torch.empty_like(local) for _ in range(world_size(group))]
+        dist.all_gather(held, local, group=group)
         counts = torch.cat(held)
         if not counts.all():
             raise ValueError(f"every process needs an image of each batch, they have {counts.tolist()}")
@@ -53,12 +90,12 @@ class Deal:
         """Whether this process holds the whole batch."""
         return world_size(self.group) == 1
 
-    def mine(self, images: slice = EVERY) -> slice:
-        """This process's own part of a slice of the whole batch."""
+    def local_slice(self, images: slice = EVERY) -> slice:
+        """Where, among this process's own images, those of a slice of the whole batch are."""
         before = int((self.owners[: images.start or 0] == self.rank).sum())
         return slice(before, before + int((self.owners[images] == self.rank).sum()))
 
-    def own(self, whole: Tensor, images: slice = EVERY) -> Tensor:
+    def local(self, whole: Tensor, images: slice = EVERY) -> Tensor:
         """This process's own values [b, …] of those of all images of a slice; the inverse of `gather`."""
         return whole if self.alone else whole[self.owners[images] == self.rank]
 
@@ -77,7 +114,7 @@ class Deal:
             whole[owners == rank] = values[:count]
         return whole
 
-    def total(self, part: Tensor) -> Tensor:
+    def sum(self, part: Tensor) -> Tensor:
         """The sum over all processes of a tensor of any layout, which is left as it is.
 
         What is not finite in one process is so in all of them afterwards.
@@ -88,14 +125,14 @@ class Deal:
         dist.all_reduce(whole, group=self.group)
         return whole
 
+    def sum_int(self, part: int) -> int:
+        """The sum over all processes of a whole number."""
+        return part if self.alone else int(self.sum(torch.tensor(part, device=self.owners.device)))
+
     def mean(self, part: Tensor) -> Tensor:
         """The mean over all images, from each process's mean over its own."""
-        return part if self.alone else self.total(part.detach() * self.share)
+        return part if self.alone else self.sum(part.detach() * self.fraction)
 
     def means(self, parts: Mapping[Key, Tensor]) -> dict[Key, Tensor]:
         """The `mean` of every value."""
         return {key: self.mean(part) for key, part in parts.items()}
-
-    def count(self, mine: int) -> int:
-        """The sum over all processes of a whole number."""
-        return mine if self.alone else int(self.total(torch.tensor(mine, device=self.owners.device)))

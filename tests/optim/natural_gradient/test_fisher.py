@@ -2,30 +2,16 @@
 
 import pytest
 import torch
+from kalman_models import bilinear, ggn
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch.func import functional_call, jacrev
 
 from clipkal.optim.model.layers import capture, find_layers
-from clipkal.optim.natural_gradient.factors import Factors, averaged, bilinear_factors, cotangents, observe
-from clipkal.optim.parallel.shards import Deal
+from clipkal.optim.natural_gradient.curvature import LayerCurvature
+from clipkal.optim.natural_gradient.fisher import Factors, FisherEstimator, bilinear_factors, cotangents
+from clipkal.optim.parallel.shards import Shards
 
 DOUBLE = torch.float64
-
-
-class Bilinear(nn.Module):
-    """logits = f Wᵀ Tᵀ, the shape of the linear adapter."""
-
-    def __init__(self, classes: int, p: int, q: int):
-        super().__init__()
-        self.register_buffer("text", torch.randn(classes, p, dtype=DOUBLE))
-        self.weight = nn.Parameter(torch.randn(p, q, dtype=DOUBLE))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        left, right = self.jacobian_factors(inputs)
-        return right @ self.weight.T @ left.T
-
-    def jacobian_factors(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return self.text, inputs
 
 
 def draw(B: int = 6, q: int = 5, C: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -33,33 +19,24 @@ def draw(B: int = 6, q: int = 5, C: int = 4, seed: int = 0) -> tuple[Tensor, Ten
     return torch.randn(B, q, dtype=DOUBLE), torch.randint(0, C, (B,))
 
 
-def whole(logits: Tensor) -> Deal:
+def whole(logits: Tensor) -> Shards:
     """One process holds the whole batch."""
-    return Deal.of(len(logits), logits.device)
+    return Shards.of(len(logits), logits.device)
+
+
+def estimate(model, inputs, targets, fisher, seed=0, repeat=1):
+    """Estimates from one forward pass after another draw of the labels: factors and diagonals by name; and the logits."""
+    layers, names = find_layers(model), {p: name for name, p in model.named_parameters() if p.requires_grad}
+    estimator = FisherEstimator(model, layers, names, fisher, seed)
+    with capture(model, layers) as seen:
+        logits = model(inputs)
+    found = [estimator.estimate(inputs, targets, logits, seen, whole(logits)) for _ in range(repeat)]
+    return [({layer.name: f for layer, f in each.factors.items()}, each.diagonals) for each in found], logits
 
 
 def statistics(model, inputs, targets, fisher, seed=0):
-    layers = find_layers(model)
-    generator = torch.Generator().manual_seed(seed)
-    covered = {p for layer in layers for p in layer.parameters}
-    others = [p for p in model.parameters() if p.requires_grad and p not in covered]
-    with capture(model, layers) as seen:
-        logits = model(inputs)
-    factors, diagonals = observe(fisher, seen, logits, targets, others, generator, whole(logits))
-    return {layer.name: f for layer, f in factors.items()}, diagonals, logits
-
-
-def ggn(model: nn.Module, inputs: Tensor, name: str) -> Tensor:
-    """Mean over images of Jᵀ (diag π − π πᵀ) J for one parameter, from torch.func: [n, n]."""
-    parameters = dict(model.named_parameters())
-
-    def logits(value, x):
-        return functional_call(model, {**parameters, name: value}, (x[None],))[0]
-
-    J = vmap(jacrev(logits), (None, 0))(parameters[name].detach(), inputs).flatten(2)
-    pi = model(inputs).detach().softmax(-1)
-    R = torch.diag_embed(pi) - pi[:, :, None] * pi[:, None, :]
-    return torch.einsum("bcn,bcd,bdm->nm", J, R, J) / len(inputs)
+    ((factors, diagonals),), logits = estimate(model, inputs, targets, fisher, seed)
+    return factors, diagonals, logits
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-12) -> bool:
@@ -114,26 +91,22 @@ def test_the_expectation_of_the_true_fisher_is_the_ggn():
     inputs, targets = draw(B=2)
     model = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.LayerNorm(3), nn.Linear(3, 4)).double()
     exact, _, _ = statistics(model, inputs, targets, "ggn")
-    layers, generator = find_layers(model), torch.Generator().manual_seed(0)
-    norm = model[2].weight
-    h = ggn(model, inputs, "2.weight").diagonal()
-    with capture(model, layers) as seen:
-        logits = model(inputs)
-    deal = whole(logits)
-    draws = [observe("true", seen, logits, targets, [norm], generator, deal) for _ in range(1000)]
-    for layer in layers:
+    name = "2.weight"
+    h = ggn(model, inputs, name).diagonal()
+    draws, _ = estimate(model, inputs, targets, "true", repeat=1000)
+    for layer, factors in exact.items():
         mean = torch.stack([f[layer].output for f, _ in draws]).mean(0)
-        assert close(mean, exact[layer.name].output, 0.08)
-    assert close(torch.stack([d[norm] for _, d in draws]).mean(0), h, 0.08)
-    signed = [observe("ggn", seen, logits, targets, [norm], generator, deal)[1][norm] for _ in range(300)]
-    assert close(torch.stack(signed).mean(0), h, 0.08)
+        assert close(mean, factors.output, 0.08)
+    assert close(torch.stack([d[name] for _, d in draws]).mean(0), h, 0.08)
+    signed, _ = estimate(model, inputs, targets, "ggn", repeat=300)
+    assert close(torch.stack([d[name] for _, d in signed]).mean(0), h, 0.08)
 
 
 @pytest.mark.parametrize(("classes", "p"), [(3, 7), (7, 3), (4, 4)])
 @pytest.mark.parametrize("fisher", ["true", "empirical"])
 def test_bilinear_factors_against_the_jacobian(classes, p, fisher):
     torch.manual_seed(0)
-    model, (inputs, targets) = Bilinear(classes, p, 5), draw(C=classes)
+    model, (inputs, targets) = bilinear(classes, p, 5), draw(C=classes)
     logits = model(inputs)
     f = bilinear_factors(fisher, model, inputs, logits, targets, whole(logits))
     U = torch.eye(p, dtype=DOUBLE) if f.basis is None else f.basis
@@ -188,8 +161,8 @@ def test_layers_with_one_input_share_its_factor():
     assert first["q.weight"].input is first["k.weight"].input
     assert first["v.weight"].input.shape == (6, 6)
     shared: dict = {}
-    a, b = (averaged(first[name], first[name], 0.5, shared) for name in ("q.weight", "k.weight"))
-    assert a.input is b.input
+    a, b = (LayerCurvature(first[n]).averaged(first[n], 0.5, shared) for n in ("q.weight", "k.weight"))
+    assert a.factors.input is b.factors.input
 
 
 def test_a_module_in_place_after_the_layer_does_not_change_its_factors():
@@ -222,7 +195,7 @@ def test_which_layers_are_found():
     other = nn.Linear(4, 4)
     other.weight = model[4].weight  # one weight, two different trainable biases: no common block
     assert [x.name for x in find_layers(nn.Sequential(model[4], other))] == []
-    assert [x.weight for x in find_layers(Bilinear(3, 4, 5))]
+    assert [x.weight for x in find_layers(bilinear(3, 4, 5))]
 
 
 def test_a_layer_that_bypasses_its_forward_falls_to_the_diagonal():
@@ -247,7 +220,7 @@ def test_running_averages_carry_a_factor_into_a_new_basis():
     Gamma = torch.tensor([[2.0, 0.3], [0.3, 1.0]], dtype=DOUBLE)
     old = Factors(torch.eye(3, dtype=DOUBLE), Gamma, old_basis)
     new = Factors(torch.eye(3, dtype=DOUBLE), turn @ Gamma @ turn.T, turn @ old_basis)
-    after = averaged(old, new, 0.3, {})
+    after = LayerCurvature(old).averaged(new, 0.3, {}).factors
     assert close(after.basis.T @ after.output @ after.basis, old_basis.T @ Gamma @ old_basis)
 
 
