@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
+from clipkal.optim.kalman.covariance.base import Covariance
+
 
 class Bilinear(nn.Module):
     """logits = exp(log_scale) · f (I₀ + W)ᵀ Tᵀ with features f [B, q], text T [C, p], a fixed I₀ [p, q]."""
@@ -45,3 +47,17 @@ def full_jacobian(model: nn.Module, inputs: Tensor) -> Tensor:
 
 def theta(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+def dense_of(covariance: Covariance) -> Tensor:
+    """P [n, n] of any covariance, from the tensors of its state alone."""
+    state = covariance.tensors()
+    if "P" in state:
+        return state["P"]
+    if "rows" in state:
+        return torch.linalg.inv(state["diagonal"].diag() + state["rows"].mT @ state["rows"])
+    if "left" not in state:
+        return state["variance"].diag()
+    basis = torch.einsum("ta,rb->trab", state["left"], state["right"]).flatten(2).flatten(0, 1)
+    inside = basis.mT * (state["variance"].flatten() - state["outside"]) @ basis
+    return inside + state["outside"] * torch.eye(basis.shape[1]).to(basis)

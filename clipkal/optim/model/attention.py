@@ -7,11 +7,12 @@ differentiable as often as one likes.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from clipkal.optim.model.layers import eager
 
 
 @contextmanager
@@ -23,9 +24,3 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
     """
     with sdpa_kernel(SDPBackend.MATH), eager(model):
         yield
-
-
-def eager(model: nn.Module) -> AbstractContextManager[object]:
-    """Runs compiled modules of `model` uncompiled, so that hooks fire and graphs are those of autograd."""
-    compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in model.modules())
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

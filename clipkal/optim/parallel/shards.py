@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clipkal.optim.model.measurement import EVERY
 from clipkal.optim.parallel.processes import Group, world_size
 
 Key = TypeVar("Key")
+EVERY = slice(None)
 
 
 @dataclass(frozen=True)

@@ -1,62 +1,59 @@
 """What a covariance of the parameters has to offer; everything it is asked for is a product with H̃."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clipkal.optim.kalman.innovation import Innovation, Weigher
-from clipkal.optim.model.jacobian import Jacobian
-from clipkal.optim.model.measurement import Measurement
-from clipkal.optim.model.parameters import ParameterVector
+from clipkal.optim.kalman.update import Innovation, Measurement, Weigher
+from clipkal.optim.model.jacobian import Jacobian, ParameterVector
 
 
 class Covariance(ABC):
     """P [n, n] in a structured form. Each subclass says its form, its update, its cost and its memory.
 
-    `update` is atomic: if it raises, θ and P are as they were. `snapshot` and `restore` undo a run of
-    updates.
+    iterations: how often `update` linearises a block at most.
     """
 
     vector: ParameterVector
-    grows = False
-    """Whether `prepare` changes the state."""
     iterations = 1
-    """How often `update` linearises a block at most."""
-    moves_mean = True
-    """Whether `update` moves θ by itself; if not, `settle` does, as the last thing of a step, and atomically."""
 
     @abstractmethod
     def allocate(self, vector: ParameterVector, prior: Tensor) -> None:
-        """P ← diag(prior), prior [n]."""
+        """P ← diag(prior), prior [n]; ValueError if this form cannot hold it."""
 
-    def prepare(self, jacobian: Jacobian) -> Jacobian:
-        """The Jacobian as `update` wants it."""
-        return jacobian
+    @contextmanager
+    def transaction(self, jacobian: Jacobian, atomic: bool = True) -> Iterator[Jacobian]:
+        """One step: yields the Jacobian in the coordinates that `update` wants, and has moved θ in the end.
 
-    def relinearise(self, prepared: Jacobian, images: slice) -> Jacobian | None:
-        """The prepared Jacobian of some images at the θ of now, where that is known without the model; else None."""
-        return None
-
-    def settle(self) -> None:  # noqa: B027
-        """The updates of a step are over: θ is to hold all of them."""
+        atomic: if anything raises inside, θ and P are as they were before.
+        """
+        before = self.snapshot() if atomic else None
+        try:
+            yield jacobian
+        except Exception:
+            if before is not None:
+                self.restore(before)
+            raise
 
     @abstractmethod
     def update(self, jacobian: Jacobian, measurement: Measurement, weigher: Weigher) -> Innovation:
-        """Conditions on a block of images, jointly: moves θ (by way of `vector`) and P, in place."""
+        """Conditions on a block of images, jointly: moves θ and P, in place. If it raises, both are as they were."""
 
     @abstractmethod
     def predict(self, fading: float, process_noise: float) -> None:
         """P ← P / λ + q I: fading memory λ ≤ 1 and process noise q ≥ 0, before a batch."""
 
     @abstractmethod
-    def shrink(self, precision: float) -> None:
-        """P ← (P⁻¹ + precision I)⁻¹."""
+    def shrink(self, strength: float) -> None:
+        """P ← (P⁻¹ + λ I)⁻¹ for a strength λ ≥ 0."""
 
     @abstractmethod
-    def unshrink(self, precision: float) -> None:
-        """Takes a `shrink` before the last updates out again: P ← (P⁻¹ − precision I)⁻¹, never above what it was."""
+    def unshrink(self, strength: float) -> None:
+        """Takes a `shrink` before the last updates out again: P ← (P⁻¹ − λ I)⁻¹, never above what it was."""
 
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -66,6 +63,13 @@ class Covariance(ABC):
     def logit_covariance(self, jacobian: Jacobian) -> Tensor:
         """J P Jᵀ of each image [b, C, C], float64."""
 
+    def logit_noise(self, jacobian: Jacobian, n: int, generator: torch.Generator | None) -> Tensor | None:
+        """Draws of the logits' deviations [n, b, C] without drawing θ, where there is a fast way; else None.
+
+        Joint over the classes of an image; images are drawn independently.
+        """
+        return None
+
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """The state, by name."""
@@ -74,28 +78,20 @@ class Covariance(ABC):
     def assign(self, tensors: dict[str, Tensor]) -> None:
         """Takes back what `tensors` named; the caller gives the tensors away."""
 
-    def logit_noise(self, jacobian: Jacobian, n: int, generator: torch.Generator | None) -> Tensor | None:
-        """Draws of the logits' deviations [n, b, C] without drawing θ, where there is a fast way; else None.
+    def snapshot(self) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """θ, and P by its tensors, as they are now."""
+        return self.vector.gather(), self.state_dict()
 
-        Joint over the classes of an image; images are drawn independently.
-        """
-        return None
-
-    def snapshot(self) -> dict[str, Tensor]:
-        return {name: t.clone() for name, t in self.tensors().items()}
-
-    def restore(self, snapshot: dict[str, Tensor]) -> None:
-        self.assign(snapshot)
+    def restore(self, snapshot: tuple[Tensor | None, dict[str, Tensor]]) -> None:
+        """Puts θ and P back as they were at the `snapshot`, which is used up."""
+        mean, tensors = snapshot
+        if mean is not None:
+            self.vector.assign_(mean)
+        self.assign(tensors)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.snapshot()
+        return {name: t.clone() for name, t in self.tensors().items()}
 
     def load_state_dict(self, state: dict[str, Any], vector: ParameterVector) -> None:
         self.vector = vector
         self.assign({name: t.to(vector.device).clone() for name, t in state.items()})
-
-
-def class_cotangents(jacobian: Jacobian) -> Tensor:
-    """The identity for each image [b, C, C], float64: pulls J itself."""
-    b, C = jacobian.logits.shape
-    return torch.eye(C, dtype=torch.float64, device=jacobian.logits.device).expand(b, C, C)

@@ -1,163 +1,93 @@
-"""P = diag(p): LoKO's covariance (arXiv 2410.11551), in the gain form.
+"""P diagonal: in the parameters' own axes (LoKO, arXiv 2410.11551), or in the basis of the data.
 
     θ ← θ + K e,   p ← p ∘ (1 − diag(K H))                 (FD: the diagonal of the exact posterior)
 
-Given a diagonal P and one block, mean and variances are those of the dense filter, then P is cut to its
-diagonal. The gain carries the mean because a diagonal information form, p ← 1/(1/p + diag(HᵀR⁻¹H)), θ ← θ −
-p ∘ ∇NLL, is diagonal
-preconditioning with unit step: it diverges on correlated inputs (measured, errors of 1e5 and more at
-correlation 0.5). `form="information"` (VD, the KL-optimal projection of one image's posterior) uses it for
-the variances only: they are smaller, over-confident where FD is under-confident.
+Given a diagonal P and one block, mean and variances are those of the dense filter, then P is cut to its diagonal. The
+gain carries the mean, since the diagonal information form,
 
-Cost of a block of b images, m outputs each: bilinear models see covariance/bilinear.py; otherwise the rows H̃
+    p ← 1/(1/p + diag(HᵀR⁻¹H)),   θ ← θ − p ∘ ∇NLL,
+
+is diagonal preconditioning with unit step, which diverges on correlated inputs.
+
+Cost of a block of b images, m outputs each: bilinear models see model/bilinear.py; otherwise the rows H̃
 [bm, n] are formed, (bm)² n flop and bm·n memory. State: n numbers.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from clipkal.optim.base import check_finite
-from clipkal.optim.kalman.covariance.base import Covariance, class_cotangents
-from clipkal.optim.kalman.covariance.bilinear import logit_covariance, logit_noise, solve_block
-from clipkal.optim.kalman.covariance.blocks import BlockUpdate
-from clipkal.optim.kalman.innovation import Innovation, Weigher, innovate
-from clipkal.optim.linalg import gram_matrix, normal, psd_root
+from clipkal.optim.kalman.covariance.base import Covariance
+from clipkal.optim.kalman.update import Innovation, Measurement, Weigher
+from clipkal.optim.linalg import normal
 from clipkal.optim.model.bilinear import BilinearJacobian
-from clipkal.optim.model.jacobian import Jacobian
-from clipkal.optim.model.measurement import Measurement
-from clipkal.optim.model.parameters import ParameterVector
+from clipkal.optim.model.jacobian import Jacobian, ParameterVector
+from clipkal.settings import Count, checked
 
-FLOOR = 1e-12  # of the largest prior variance
+FLOOR = 1e-12
+"""Lowest variance after a time update, in units of the largest prior variance."""
+NEW = 1e-6
+"""A batch widens a basis if it holds more than this share of a squared row outside it."""
 
 
 class Diagonal(Covariance):
     """n variances.
 
-    form: "gain" (FD) or "information" (VD), of the variances; the mean always takes the gain.
-    iterations: how often a block is linearised at most, for the categorical observation of bilinear models.
+    iterations: how often a block is linearised at most, for the categorical observation of bilinear models; 1:
+        extended Kalman filter.
     """
 
-    def __init__(self, form: str = "gain", iterations: int = 1):
-        if form not in ("gain", "information"):
-            raise ValueError(f"form must be gain or information, got {form!r}")
-        if iterations < 1:
-            raise ValueError(f"iterations must be positive, got {iterations}")
-        self.form, self.iterations = form, iterations
+    variance: Tensor
+
+    @checked
+    def __init__(self, iterations: Count = 1):
+        self.iterations = iterations
 
     def allocate(self, vector: ParameterVector, prior: Tensor) -> None:
         self.vector = vector
         self.variance = prior.to(vector.dtype).clone()
         self.floor = (FLOOR * prior.max()).to(vector.dtype)
-        self.before_shrink: Tensor | None = None
 
     def update(self, jacobian: Jacobian, measurement: Measurement, weigher: Weigher) -> Innovation:
-        if isinstance(jacobian, BilinearJacobian):
-            return self._update_bilinear(jacobian, measurement, weigher)
-        return self._update_rows(jacobian, measurement, weigher)
-
-    def _update_rows(self, jacobian: Jacobian, measurement: Measurement, weigher: Weigher) -> Innovation:
-        rows = jacobian.rows(measurement)
-        b, m, n = rows.shape
-        flat = rows.reshape(b * m, n)
-        innovation = innovate(gram_matrix(flat, self.variance).view(b, m, b, m), measurement, weigher)
-        assert innovation.matrix is not None
-        delta = self.variance * (innovation.vector.reshape(-1).to(flat.dtype) @ flat)
-        check_finite(delta, "the change of the parameters")
-        self.vector.add_(delta)
-        if self.form == "gain":  # colsum((L H̃)²) with Lᵀ L = D S⁻¹ D
-            root = psd_root(innovation.matrix.reshape(b * m, b * m)).mT.to(flat.dtype)
-            fall_(self.variance, (root @ flat).square().sum(0))
-        else:
-            weights = innovation.weights.repeat_interleave(m).to(flat.dtype)
-            self._gather_information(self.variance, weights @ flat.square())
-        return innovation
-
-    def _update_bilinear(
-        self, jacobian: BilinearJacobian, measurement: Measurement, weigher: Weigher
-    ) -> Innovation:
-        P, extra = self._parts(self.variance)
-        block = solve_block(jacobian, P, extra, measurement, weigher, self.iterations)
-        block.check_finite()
-        self._move(P, extra, block, jacobian.right)
-        if self.form == "gain":
-            fall = (block.curvature.to(block.products.dtype).mT @ block.products).to(P.dtype)
-            fall_(P, fall)
-            if len(extra):
-                fall_(extra, block.extra_curvature.to(P.dtype))
-        else:
-            self._gather_bilinear(P, extra, jacobian, measurement, block.innovation.weights)
-        return block.innovation
-
-    @torch.no_grad()
-    def _move(self, P: Tensor, extra: Tensor, block: BlockUpdate, right: Tensor) -> None:
-        """θ ← θ + K e, in one pass."""
-        weight = self.vector.parameters["weight"]
-        change = block.direction.mT.to(P.dtype) @ right
-        if weight.dtype == P.dtype:
-            weight.addcmul_(P, change)
-        else:
-            weight.add_((P * change).to(weight.dtype))
-        if len(extra):
-            scale = self.vector.parameters["log_scale"]
-            scale.add_((extra * block.extra_direction)[0].to(scale.dtype))
-
-    def _gather_bilinear(
-        self, P: Tensor, extra: Tensor, jacobian: BilinearJacobian, measurement: Measurement, weights: Tensor
-    ) -> None:
-        left = weights[:, None] * measurement.pull(jacobian.left).square().sum(1)
-        self._gather_information(P, left.mT.to(P.dtype) @ jacobian.right.square())
-        column = weights[:, None] * measurement.pull(jacobian.extra).square().sum(1)
-        self._gather_information(extra, column.sum(0).to(P.dtype))
-
-    def _gather_information(self, p: Tensor, x: Tensor) -> None:
-        """p ← p / (1 + p ∘ x), in place; x is overwritten."""
-        p.div_(x.mul_(p).add_(1.0))
-
-    def _parts(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """The matrix part [p, q] and the rest [e] of flat [n], as views."""
-        weight = self.vector.view(flat, "weight")
-        if "log_scale" not in self.vector.names:
-            return weight, flat[:0]
-        offset = self.vector.offsets["log_scale"]
-        return weight, flat[offset : offset + 1]
+        found = jacobian.diagonal_update(self.variance, measurement, weigher, self.iterations)
+        jacobian.move(self.variance, found.gain)
+        fall_(self.variance, found.fall)
+        return found.innovation
 
     def predict(self, fading: float, process_noise: float) -> None:
-        if fading != 1:
-            self.variance.div_(fading)
-        if process_noise:
-            self.variance.add_(process_noise)
-        torch.clamp(self.variance, min=self.floor, out=self.variance)
+        self.variance = torch.clamp(self.variance / fading + process_noise, min=self.floor)
 
-    def shrink(self, precision: float) -> None:
+    def shrink(self, strength: float) -> None:
         """p ← p / (1 + λ p)."""
-        self.before_shrink = self.variance.clone()
-        self.variance = self.variance / (1 + precision * self.variance)
+        self.before_shrink = self.variance
+        self.variance = self.variance / (1 + strength * self.variance)
 
-    def unshrink(self, precision: float) -> None:
-        assert self.before_shrink is not None
-        self.variance = unshrunk(self.before_shrink, self.variance, precision)
-        self.before_shrink = None
+    def unshrink(self, strength: float) -> None:
+        """p ← p₀ / (1 + p₀ d) with d = 1/p − 1/p̃ ≥ 0, what the updates added to p̃⁻¹ = p₀⁻¹ + λ."""
+        before, after = self.before_shrink, self.variance
+        shrunk = before / (1 + strength * before)
+        gained = ((shrunk - after) / (shrunk * after)).clamp_(min=0.0)
+        self.variance = before / (1 + before * gained)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return normal((n, len(self.variance)), self.variance, generator) * self.variance.sqrt()
 
     def logit_covariance(self, jacobian: Jacobian) -> Tensor:
-        if isinstance(jacobian, BilinearJacobian):
-            return logit_covariance(jacobian, *self._parts(self.variance))
-        J = jacobian.pull(class_cotangents(jacobian))
-        return torch.stack([gram_matrix(image, self.variance) for image in J])
+        return jacobian.logit_covariance(self.variance)
 
     def logit_noise(self, jacobian: Jacobian, n: int, generator: torch.Generator | None) -> Tensor | None:
-        if not isinstance(jacobian, BilinearJacobian):
-            return None
-        return logit_noise(jacobian, *self._parts(self.variance), n, generator).to(jacobian.logits.dtype)
+        return jacobian.logit_noise(self.variance, n, generator)
 
     def tensors(self) -> dict[str, Tensor]:
         return {"variance": self.variance, "floor": self.floor}
 
     def assign(self, tensors: dict[str, Tensor]) -> None:
         self.variance, self.floor = tensors["variance"], tensors["floor"]
-        self.before_shrink = None
 
 
 def fall_(p: Tensor, x: Tensor) -> None:
@@ -166,8 +96,175 @@ def fall_(p: Tensor, x: Tensor) -> None:
     p.addcmul_(p, x, value=-1.0)
 
 
-def unshrunk(before: Tensor, after: Tensor, precision: float) -> Tensor:
-    """p₀ / (1 + p₀ d) with d = 1/p⁺ − 1/p̃ ≥ 0, what the updates added to the precision p̃⁻¹ = p₀⁻¹ + λ."""
-    shrunk = before / (1 + precision * before)
-    gained = ((shrunk - after) / (shrunk * after)).clamp_(min=0.0)
-    return before / (1 + before * gained)
+@dataclass
+class ProjectedJacobian(BilinearJacobian):
+    """J in the coordinates of two bases: left [C, t], right [b, r]; they are the parameters, and `change` [t, r] their move."""
+
+    change: Tensor | None = None
+
+    def move(self, variance: Tensor, gain: Tensor) -> None:
+        assert self.change is not None
+        self.change.addcmul_(variance, gain)
+
+    def relinearised(self, images: slice) -> BilinearJacobian:
+        """Without the model: the logits are affine in W."""
+        assert self.change is not None
+        part = self.part(images, self.logits[images])
+        with torch.autocast(part.logits.device.type, enabled=False):
+            part.logits = part.logits + (part.right @ self.change.mT @ part.left.mT).to(part.logits.dtype)
+        return part
+
+
+class Subspace(Diagonal):
+    """P diagonal in an orthonormal basis of what classes and images have shown, and p₀ I outside it.
+
+    The matrix W [p, q] of a bilinear model is only ever seen through left W right: through the span U [p, t] of the class
+    factors (t ≤ C) and the span V [q, r] of the images so far (r ≤ N). Everywhere else the posterior is the prior, which
+    is isotropic, so any orthonormal basis will do: P[a, b] belongs to u_a ⊗ v_b. U and V are eigenbases: of the class
+    factors, and of what each batch adds to the span. There P is nearer to diagonal than in W's own axes, as for SOAP
+    against Adam (arXiv 2409.11321), and it has t·r entries instead of p·q. One block is the diagonal filter's in these
+    coordinates; that it may be iterated costs nothing of size p·q either.
+
+    Within a step the logits of later blocks follow from the change so far, C·r an image, and W is written once, at
+    its end: t·q·(p + r) flop. A batch of B costs B·q·r for its coordinates. Memory: p·t + q·r + t·r.
+
+    State: Uᵀ [t, p], Vᵀ [r, q], P [t, r] and p₀ outside.
+    """
+
+    names = ("left", "right", "variance", "outside", "floor")
+
+    @checked
+    def __init__(self, iterations: Count = 20):
+        super().__init__(iterations)
+
+    def allocate(self, vector: ParameterVector, prior: Tensor) -> None:
+        if vector.names != ["weight"] or len(vector.shapes["weight"]) != 2:
+            raise ValueError("covariance 'subspace' is for bilinear models; use diagonal or lowrank")
+        super().allocate(vector, prior[:1])
+        p, q = vector.shapes["weight"]
+        self.outside = self.variance[0]
+        self.left, self.right = self.variance.new_zeros(0, p), self.variance.new_zeros(0, q)
+        self.variance = self.variance.new_zeros(0, 0)
+        self.known: tuple[Tensor, Tensor] | None = None
+
+    @contextmanager
+    def transaction(self, jacobian: Jacobian, atomic: bool = True) -> Iterator[Jacobian]:
+        with super().transaction(jacobian):
+            projected = self._project(jacobian)
+            change = projected.change = torch.zeros_like(self.variance)
+            yield projected
+            check_finite(change, "the change of the parameters")
+        weight, moved = self.vector.parameters["weight"].data, change @ self.right
+        if weight.dtype == moved.dtype:
+            weight.addmm_(self.left.mT, moved)
+        else:
+            weight.add_((self.left.mT @ moved).to(weight.dtype))
+
+    def _project(self, jacobian: Jacobian) -> ProjectedJacobian:
+        """The Jacobian in coordinates of U and V, which grow by what it has outside."""
+        left, right = jacobian.factors()
+        left = self._left_coordinates(left)
+        self.right, right = grow(self.right, right)
+        t, r = self.variance.shape
+        wider = (0, len(self.right) - r, 0, len(self.left) - t)
+        if any(wider):
+            self.variance = pad(self.variance, wider, value=float(self.outside))
+        return ProjectedJacobian(jacobian.logits, left, right, jacobian.vector)
+
+    def _left_coordinates(self, rows: Tensor) -> Tensor:
+        """Those of the class factors [C, t], which seldom change from one batch to the next."""
+        if self.known is None or not torch.equal(self.known[0], rows):
+            if not len(self.left):
+                self.left, _ = grow(self.left, rows - rows.mean(0))
+            self.left, _ = grow(self.left, rows)
+            self.known = rows.clone(), rows @ self.left.mT
+        return self.known[1]
+
+    def predict(self, fading: float, process_noise: float) -> None:
+        super().predict(fading, process_noise)
+        self.outside = torch.clamp(self.outside / fading + process_noise, min=self.floor)
+
+    def shrink(self, strength: float) -> None:
+        super().shrink(strength)
+        self.outside_before = self.outside
+        self.outside = self.outside / (1 + strength * self.outside)
+
+    def unshrink(self, strength: float) -> None:
+        super().unshrink(strength)
+        self.outside = self.outside_before
+
+    def _anywhere(self, jacobian: Jacobian) -> tuple[Jacobian, Tensor]:
+        """Coordinates and variances with what images and other classes have outside V and U, where P is p₀ I."""
+        left, whole = jacobian.factors()
+        _, left = grow(self.left, left)
+        right = whole @ self.right.mT
+        rest = (whole.square().sum(1) - right.square().sum(1)).clamp(min=0).sqrt()
+        wider = (0, 1, 0, left.shape[1] - len(self.left))
+        variance = pad(self.variance, wider, value=float(self.outside))
+        right = torch.cat((right, rest[:, None]), 1)
+        return ProjectedJacobian(jacobian.logits, left, right, jacobian.vector), variance
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """√p₀ ε with its part in the span of U and V replaced by U (√P ∘ ε') Vᵀ."""
+        noise = normal((n, *self.vector.shapes["weight"]), self.variance, generator) * self.outside.sqrt()
+        inside = normal((n, *self.variance.shape), self.variance, generator) * self.variance.sqrt()
+        weight = noise + self.left.mT @ (inside - self.left @ noise @ self.right.mT) @ self.right
+        return weight.flatten(1)
+
+    def logit_covariance(self, jacobian: Jacobian) -> Tensor:
+        projected, variance = self._anywhere(jacobian)
+        return projected.logit_covariance(variance)
+
+    def logit_noise(self, jacobian: Jacobian, n: int, generator: torch.Generator | None) -> Tensor | None:
+        projected, variance = self._anywhere(jacobian)
+        return projected.logit_noise(variance, n, generator)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.names}
+
+    def snapshot(self) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Without θ, which only moves at the end of a step; bases are never changed in place."""
+        return None, {**self.tensors(), "variance": self.variance.clone()}
+
+    def assign(self, tensors: dict[str, Tensor]) -> None:
+        for name in self.names:
+            setattr(self, name, tensors[name])
+        self.known = None
+
+
+def grow(basis: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """An orthonormal basis [r', q] of the span of basis [r, q] and rows [b, q], and the rows' coordinates [b, r'].
+
+    New directions come in the order of how much of the rows they hold. Orthogonal twice: to rounding.
+    """
+    inside = rows @ basis.mT
+    if len(basis) == basis.shape[1]:
+        return basis, inside
+    outside = torch.addmm(rows, inside, basis, alpha=-1)
+    largest, most = torch.stack((rows, outside)).double().square_().sum(2).amax(1).tolist()
+    if most <= NEW * largest:
+        return basis, inside
+    new = _directions(outside, NEW * largest)
+    new = _symmetric(torch.addmm(new, new @ basis.mT, basis, alpha=-1))
+    return torch.cat((basis, new)), torch.cat((inside, rows @ new.mT), 1)
+
+
+def _directions(rows: Tensor, enough: float) -> Tensor:
+    """Unit eigenvectors [k, q] of rowsᵀ rows with eigenvalues above `enough`, the largest first."""
+    x = rows.double()
+    wide = len(x) < x.shape[1]
+    values, vectors = torch.linalg.eigh(x @ x.mT if wide else x.mT @ x)
+    few = sum(value <= enough for value in values.tolist())  # in ascending order
+    new = vectors[:, few:]
+    if wide:
+        new = x.mT @ (new * values[few:].rsqrt())
+    return new.mT.flip(0).to(rows.dtype)
+
+
+def _symmetric(rows: Tensor) -> Tensor:
+    """The orthonormal rows [k, q] nearest to rows that nearly are, which turns none of them.
+
+    One step of Newton's iteration for the polar factor: an error ε of the rows' products becomes ε².
+    """
+    x = rows.double()
+    return torch.addmm(x, x @ x.mT, x, beta=1.5, alpha=-0.5).to(rows.dtype)
