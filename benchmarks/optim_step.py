@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from benchmarks.clock import clock_of
 from clipkal.optim import FirstOrder, KalmanFilter, OnlineKalman, RKalman
 from clipkal.optim.first_order import build_baseline
-from clipkal.optim.kalman.covariance.diagonal import Subspace
+from clipkal.optim.kalman.covariance.subspace import Subspace
 
 Row = dict[str, Any]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from clipkal.optim.kalman.covariance.base import Covariance
+from clipkal.optim.kalman.covariance.diagonal import Covariance
 
 
 class Bilinear(nn.Module):

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite
-from clipkal.optim.kalman.covariance.base import Covariance
-from clipkal.optim.kalman.observation import Noise, Observation
+from clipkal.optim.kalman.covariance.diagonal import Covariance
+from clipkal.optim.kalman.observation import Gate, Noise
 from clipkal.optim.kalman.parts import named
 from clipkal.optim.kalman.posterior import LinearisedPosterior
 from clipkal.optim.kalman.prior import p0_by_ratio, prior_variances, unit_temperature
-from clipkal.optim.kalman.update import Gate, Innovation, Measurement, Weigher
+from clipkal.optim.kalman.update import Innovation, Measurement, Observation, Weigher
 from clipkal.optim.model import make_route
 from clipkal.optim.model.jacobian import Jacobian, ParameterVector
 from clipkal.optim.parallel.jacobian import DistributedRoute
@@ -101,14 +101,13 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         self.vector = ParameterVector(self.plain_model)
         self.observation: Observation = named("observation", observation)
         self.observation.attach(self.plain_model)
-        self.noise: Noise = self.observation.default_noise() if noise is None else named("noise", noise)
+        self.noise: Noise = named("noise", self.observation.default_noise if noise is None else noise)
         self.observation.check_noise(self.noise)
-        self.route = self.batches = make_route(model, self.vector, route, memory)
+        self.route = make_route(model, self.vector, route, memory)
         covariance = self.route.covariance if covariance == "auto" else covariance
         self.covariance: Covariance = named("covariance", covariance)
-        if world_size(group) > 1:
-            broadcast(self.vector.parameters.values(), group)
-            self.batches = DistributedRoute(self.route, group)
+        self.distributed = DistributedRoute(self.route, group) if world_size(group) > 1 else None
+        broadcast(self.vector.parameters.values(), group)
         power = 1 / epochs if epochs_as == "tempered" else 1.0
         self.weigher = Weigher(named("gate", gate), power, self.noise.adaptive)
         self.prior, self.priors = prior, dict(priors or {})
@@ -129,8 +128,12 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
     @torch.no_grad()
     def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
         """Conditions on a batch; see the class. log_evidence sums the blocks', each given those before it."""
-        targets = self.batches.receive(inputs, targets)
-        jacobian = self.batches.linearise(inputs)
+        if self.distributed is None:
+            check_finite(inputs, "inputs")
+            jacobian = self.route.linearise(inputs)
+        else:
+            targets = self.distributed.receive(inputs, targets)
+            jacobian = self.distributed.linearise(inputs)
         check_finite(jacobian.logits, "logits")
         self.observation.check_targets(jacobian.logits, targets)
         with self._exact():
@@ -154,7 +157,8 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         slices = joint_slices(images, m, self.block, self.route.images_that_fit(self.memory, m))
         several = len(slices) > 1
         moves_p_first = self.rho > 0 or self.process_noise > 0 or self.fading < 1
-        noise, rho_scale = self.noise.state_dict(), self.rho_scale
+        noise = self.noise.state_dict() if self.noise.adaptive else {}
+        rho_scale = self.rho_scale
         innovations = []
         try:
             atomic = several or moves_p_first or self.noise.adaptive
@@ -242,9 +246,8 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         if self.weigher.gate.active:
             weights = torch.cat([i.weights for i in innovations]) / self.weigher.power
             metrics["gate_weight"] = float(weights.mean())
-        level = self.noise.level()
-        if level is not None:
-            metrics["noise"] = level
+        if self.noise.level is not None:
+            metrics["noise"] = self.noise.level
         if self.rho:
             metrics["regularisation"] = shrinkage
         if self.steps == 1 and self.prior_variance is not None:

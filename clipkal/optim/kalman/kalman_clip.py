@@ -6,7 +6,7 @@
     p(y_k | B_k, θ) = N(ŷ_k, R_k),  R_k adaptive           observation.py `ResidualNoise`
     S_k = H_k Σ H_kᵀ + R_k;  K_k = Σ H_kᵀ S_k⁻¹            update.py `Measurement.condition`
     μ ← μ + K_k (y_k − ŷ_k);  Σ ← Σ − K_k H_k Σ            covariance/diagonal.py `Diagonal.update`
-    regulation by the Mahalanobis distance                 update.py `MahalanobisSoft.weights`
+    regulation by the Mahalanobis distance                 observation.py `MahalanobisSoft.weights`
 
 Paper: one similarity an image with target 1, the batch as one joint observation, adaptive noise, regulation by the
 Mahalanobis distance. Ours: the scaled class softmax as the similarity (observation="cosine" is the literal text; it sees no
@@ -19,8 +19,7 @@ from typing import Any
 from torch import nn
 
 from clipkal.optim.kalman.filter import KalmanFilter
-from clipkal.optim.kalman.observation import ResidualNoise
-from clipkal.optim.kalman.update import MahalanobisSoft
+from clipkal.optim.kalman.observation import MahalanobisSoft, ResidualNoise
 
 
 class KalmanCLIP(KalmanFilter):

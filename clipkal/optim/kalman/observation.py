@@ -1,20 +1,28 @@
-"""What a labelled image measures, and how noisily: ŷ, y and R; every model is brought to whitened form (update.py).
+"""What a labelled image measures, how noisily, and how far it is believed: ŷ and y, the noise R, and robust gates.
 
-R is fixed, estimated from residuals, or given by the model. Every update of this package works on whitened quantities,
-r = R^-½ e and H̃ = R^-½ H, all of it in float64, so its noise is I. The observation of `categorical` is in categorical.py.
+R is fixed, estimated from residuals, or given by the model; the update (update.py) works on whitened quantities, in float64.
+A gate says how much of one image's observation to believe, w ∈ [0, 1], acting as R ← R / w. It sees numbers formed with the
+*previous* noise R only, since computed with the new one an outlier hides itself:
+
+    mahalanobis   d² = eᵀ S⁻¹ e      with S = H P Hᵀ + R of this image alone, before any weight
+    residual      eᵀ R⁻¹ e = rᵀ r
 """
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
+from scipy.stats import chi2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipkal.optim.base import check_finite
-from clipkal.optim.kalman.update import LOWEST_LOG_PROBABILITY, Measurement
+from clipkal.optim.kalman.update import LOWEST_LOG_PROBABILITY, Measurement, Observation
 from clipkal.settings import Fraction, NonNegative, Positive, checked
+
+Quantile = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Noise(ABC):
@@ -22,10 +30,12 @@ class Noise(ABC):
 
     adaptive: whether `update` wants the second moment of each batch.
     model_based: whether R comes from the prediction itself.
+    level: the mean variance, for the log; None if it differs from image to image.
     """
 
     adaptive = False
     model_based = False
+    level: float | None = None
 
     def initialise(self, variance: Tensor, m: int) -> None:  # noqa: B027
         """R₀ = variance · I [m, m], as the first batch suggests it before any update (Observation.first_variance)."""
@@ -42,10 +52,6 @@ class Noise(ABC):
 
     def update(self, moment: Tensor, images: int) -> None:  # noqa: B027
         """Takes in the mean of R^-½ (ε εᵀ + H P⁺ Hᵀ) R^-½ᵀ [m, m] over a block's images, R as it was during its update."""
-
-    def level(self) -> float | None:
-        """The mean variance, for the log; None if it differs from image to image."""
-        return None
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -73,7 +79,7 @@ class FixedNoise(Noise):
 
     @checked
     def __init__(self, variance: Positive = 1.0):
-        self.variance = variance
+        self.variance = self.level = variance
 
     def whiten(
         self, error: Tensor, columns: Tensor, variance: Tensor | None
@@ -81,9 +87,6 @@ class FixedNoise(Noise):
         std = math.sqrt(self.variance)
         log_det = error.new_full(error.shape[:1], error.shape[1] * math.log(self.variance))
         return error / std, columns / std, log_det
-
-    def level(self) -> float:
-        return self.variance
 
 
 class ResidualNoise(Noise):
@@ -150,7 +153,8 @@ class ResidualNoise(Noise):
             raise FloatingPointError("the estimated noise is not finite; step refused")
         self.R = kept * self.R + (1 - kept) * new  # type: ignore[operator]
 
-    def level(self) -> float:
+    @property
+    def level(self) -> float:  # type: ignore[override]
         R = self._floored()
         return float(R.diagonal().mean() if self.full else R)
 
@@ -161,72 +165,61 @@ class ResidualNoise(Noise):
         self.R = state["R"].clone() if "R" in state else None
 
 
-class Observation(ABC):
-    """What is observed of an image, given its logits [C]; the docstring of a model states ŷ, y and R.
+class Gate(ABC):
+    """Weights of the images of a block.
 
-    scalar: whether m = 1; otherwise m = C.
-    ratio, iterated_ratio: defaults of the ratio rule for updates that are linearised once and for iterated ones.
-    of_softmax: whether ŷ saturates where the model is sure, so that the ratio alone could ask for any P₀.
+    quantile: of the χ² distribution with as many degrees of freedom as an observation has (C − 1 for the
+        categorical one); the threshold c. For a categorical observation rᵀr = 1/π_y − 1 is heavy-tailed, so
+        far more than 1 − quantile of the images are gated while the model is still poor: use a high
+        quantile.
     """
 
-    scalar = False
-    of_softmax = False
-    ratio = iterated_ratio = 0.4
+    active = True
 
-    def default_noise(self) -> Noise:
-        """The noise that this observation has where none is named."""
-        return ResidualNoise()
+    @checked
+    def __init__(self, quantile: Quantile = 0.99):
+        self.quantile = quantile
 
-    def attach(self, model: nn.Module) -> None:  # noqa: B027
-        """Takes from the model what the observation needs to know of it."""
-
-    def check_noise(self, noise: Noise) -> None:  # noqa: B027
-        """Raises ValueError if this observation cannot go with the noise."""
-
-    def check_targets(self, logits: Tensor, targets: Tensor) -> None:
-        """Raises ValueError unless logits are [B, C] and targets int64 [B] in 0…C − 1; real [B, …] for regression."""
-        shapes = f"{tuple(logits.shape)} and {tuple(targets.shape)}"
-        if logits.ndim != 2 or len(logits) != len(targets) or not len(targets):
-            raise ValueError(f"need logits [B, C] and B targets, got {shapes}")
-        self._check_values(targets, logits.shape[1])
-
-    def _check_values(self, targets: Tensor, classes: int) -> None:
-        if targets.dtype != torch.int64 or targets.ndim != 1:
-            raise ValueError(f"targets must be int64 [B], got {targets.dtype} {tuple(targets.shape)}")
-        lowest, highest = (int(t) for t in targets.aminmax())
-        if lowest < 0 or highest >= classes:
-            raise ValueError(f"targets must lie in 0…{classes - 1}")
+    def threshold(self, dof: int) -> float:
+        """c for so many degrees of freedom."""
+        return float(chi2.ppf(self.quantile, max(dof, 1)))
 
     @abstractmethod
-    def outputs(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """e = y − ŷ [b, m], (∂ŷ/∂logits)ᵀ [b, C, m], and the model's own variances [b, m] where it has them."""
+    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
+        """w [b] from d² [b] and rᵀr [b], float64."""
 
-    def first_variance(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """R₀ of a noise that is to be estimated: the mean of e² over the first batch.
 
-        The e of a softmax output vanishes where the model is sure and right: there one more image counts, of which the
-        model knows nothing (logits 0). Ours: without it a first batch of one such image makes outliers of all others.
-        """
-        squares = lambda z: self.outputs(z, targets)[0].square().mean()
-        if not self.of_softmax:
-            return squares(logits)
-        return (len(logits) * squares(logits) + squares(torch.zeros_like(logits))) / (len(logits) + 1)
+class NoGate(Gate):
+    """Believes everything: w = 1."""
 
-    def measure(self, logits: Tensor, targets: Tensor, noise: Noise) -> Measurement:
-        """Whitened measurement of logits [b, C] (any dtype)."""
-        error, columns, variance = self.outputs(logits.double(), targets)
-        residual, columns, log_det = noise.whiten(error, columns, variance)
-        m = error.shape[1]
-        log_likelihood = -(residual.square().sum(-1) + log_det + m * math.log(2 * math.pi)) / 2
-        return Measurement(residual, log_likelihood, m, columns)
+    active = False
 
-    def reference(self, logits: Tensor, targets: Tensor, noise: Noise) -> Measurement:
-        """The measurement against which the ratio rule sets P₀: mean of diag(H P₀ Hᵀ)/R₀ over outputs."""
-        return self.measure(logits, targets, noise)
+    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
+        return torch.ones_like(mahalanobis)
 
-    def loss(self, logits: Tensor, targets: Tensor, measurement: Measurement) -> Tensor:
-        """What a step reports: mean cross-entropy of the batch."""
-        return F.cross_entropy(logits.double(), targets)
+
+class MahalanobisHard(Gate):
+    """w = 1 if d² ≤ c, else 0: the image is left out (its mean and covariance increments vanish)."""
+
+    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
+        return (mahalanobis <= self.threshold(dof)).double()
+
+
+class MahalanobisSoft(Gate):
+    """w = min(1, c / d²): the noise of an outlier is inflated until it is about on the threshold."""
+
+    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
+        return (self.threshold(dof) / mahalanobis.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1.0)
+
+
+class InverseMultiQuadric(Gate):
+    """w = 1 / (1 + rᵀr / c): WoLF (arXiv 2405.05646) with W² = w and c² the χ² quantile (our choice of c).
+
+    Smooth and never zero, with a bounded influence of any one image on the posterior.
+    """
+
+    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
+        return 1 / (1 + residual / self.threshold(dof))
 
 
 class Softmax(Observation):
@@ -289,8 +282,7 @@ class Probs(Observation):
 class Gaussian(Observation):
     """ŷ = the outputs [C], y real [b, C]; R fixed or estimated: regression, and the exact case in the tests."""
 
-    def default_noise(self) -> Noise:
-        return FixedNoise()
+    default_noise = "fixed"
 
     def _check_values(self, targets: Tensor, classes: int) -> None:
         check_finite(targets, "targets")

@@ -2,9 +2,9 @@
 
     papers                                                 computed by
     R = diag(π) − ππᵀ, H = R ∂logits/∂θ                    categorical.py `Categorical.measure`, model/bilinear.py
-    S = H P Hᵀ + R, K = P Hᵀ S⁻¹ (for R = Q Qᵀ whitened)   iterated.py `condition_in_logits`
-    θ_{i+1} = θ + K_i (y − π_i − H_i (θ − θ_i)), i = 1, …   iterated.py `Ascent`
-    θ ← θ + K e;  P ← P − K H P                            covariance/diagonal.py `Subspace`
+    S = H P Hᵀ + R, K = P Hᵀ S⁻¹ (for R = Q Qᵀ whitened)   categorical.py `condition_rows`
+    θ_{i+1} = θ + K_i (y − π_i − H_i (θ − θ_i)), i = 1, …   categorical.py `Ascent`
+    θ ← θ + K e;  P ← P − K H P                            covariance/subspace.py `Subspace`
 
 Papers: with R of the categorical likelihood an extended Kalman step is an online natural-gradient step on cross-entropy
 (Ollivier 2018, arXiv 1703.00209); iterating it is Gauss–Newton on the block (Bell & Cathey 1993). Ours: the logit-space form,

@@ -6,18 +6,22 @@ from typing import Any
 
 from clipkal.optim.kalman.categorical import Categorical
 from clipkal.optim.kalman.covariance.dense import Dense
-from clipkal.optim.kalman.covariance.diagonal import Diagonal, Subspace
+from clipkal.optim.kalman.covariance.diagonal import Diagonal
 from clipkal.optim.kalman.covariance.lowrank import DiagonalPlusLowRank
+from clipkal.optim.kalman.covariance.subspace import Subspace
 from clipkal.optim.kalman.observation import (
     Cosine,
     FixedNoise,
     Gaussian,
+    InverseMultiQuadric,
+    MahalanobisHard,
+    MahalanobisSoft,
     ModelNoise,
+    NoGate,
     Probs,
     ResidualNoise,
     Softmax,
 )
-from clipkal.optim.kalman.update import InverseMultiQuadric, MahalanobisHard, MahalanobisSoft, NoGate
 
 PARTS: dict[str, dict[str, Callable[[], Any]]] = {
     "observation": {

@@ -5,9 +5,9 @@
 
     ours, from it                                          computed by
     λ_k = ρ ‖H_kᵀ R_k⁻¹ e_k‖²  (= ρ ‖∇ℓ‖²)                 filter.py `KalmanFilter._predict`, `Jacobian.gradient_norm2`
-    P̃  = (P⁻¹ + λ_k I)⁻¹;  diagonal: p̃ = p / (1 + λ_k p)   covariance/diagonal.py `shrink`
+    P̃  = (P⁻¹ + λ_k I)⁻¹;  diagonal: p̃ = p / (1 + λ_k p)   covariance/diagonal.py `Diagonal.shrink`
     θ ← θ + K e, P ← P̃ − K H P̃, with S and K of P̃          online.py says where
-    P ← (P⁻¹ − λ_k I)⁻¹                                    covariance/diagonal.py `unshrink`
+    P ← (P⁻¹ − λ_k I)⁻¹                                    covariance/diagonal.py `Diagonal.unshrink`
 
 P̃ is exactly what a pseudo-observation θ_k = θ_{k−1} + N(0, I/λ_k) leaves. Ours too: all of `OnlineKalman`, ρ relative to the
 first batch, and λ_k used for the gain only (store_regularisation=True keeps it in P, which then loses plasticity for good).

@@ -5,28 +5,24 @@
     K e = P H̃ᵀ a                 a = D S⁻¹ D r            `Innovation.vector`
     P⁺  = P − P H̃ᵀ M H̃ P         M = D S⁻¹ D              `Innovation.matrix`
 
-S has no eigenvalue below 1, so that its Cholesky factor exists however wide P is. A gate says how much of one image's
-observation to believe, w ∈ [0, 1], acting as R ← R / w. It sees numbers formed with the *previous* noise R only, since
-computed with the new one an outlier hides itself:
-
-    mahalanobis   d² = eᵀ S⁻¹ e      with S = H P Hᵀ + R of this image alone, before any weight
-    residual      eᵀ R⁻¹ e = rᵀ r
+S has no eigenvalue below 1, so that its Cholesky factor exists however wide P is. What is observed, and with which noise
+R, is in observation.py and, for the categorical likelihood, in categorical.py.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import Field
-from scipy.stats import chi2
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from clipkal.settings import checked
+if TYPE_CHECKING:
+    from clipkal.optim.kalman.observation import Gate, Noise
 
 LOWEST_LOG_PROBABILITY = -600.0
 """exp(½·600) and its square stay finite in float64."""
-Quantile = Annotated[float, Field(gt=0, lt=1)]
 
 
 @dataclass
@@ -150,14 +146,6 @@ class Measurement:
         vector = self.push(found.vector[..., None])[..., 0]
         return replace(found, vector=vector, matrix=push(push(found.matrix)))
 
-    def condition_factor(self, left: Tensor, u: Tensor, weigher: "Weigher") -> Innovation | None:
-        """The same of the only image of a block, for u [p], where that can be done in p dimensions; else None.
-
-        vector: leftᵀ a [1, p].
-        matrix: diag(leftᵀ M left) [1, p].
-        """
-        return None
-
     @property
     def _few(self) -> bool:
         return 2 * self.columns.shape[2] < self.columns.shape[1]
@@ -175,64 +163,70 @@ def _moment(alpha: Tensor, inverse: Tensor, weights: Tensor) -> Tensor | None:
     return parts.mean(0) if len(parts) else None
 
 
-# Gates
+class Observation(ABC):
+    """What is observed of an image, given its logits [C]; the docstring of a model states ŷ, y and R.
 
-
-class Gate(ABC):
-    """Weights of the images of a block.
-
-    quantile: of the χ² distribution with as many degrees of freedom as an observation has (C − 1 for the
-        categorical one); the threshold c. For a categorical observation rᵀr = 1/π_y − 1 is heavy-tailed, so
-        far more than 1 − quantile of the images are gated while the model is still poor: use a high
-        quantile.
+    scalar: whether m = 1; otherwise m = C.
+    ratio, iterated_ratio: defaults of the ratio rule for updates that are linearised once and for iterated ones.
+    default_noise: the word of the noise it has where none is named.
+    of_softmax: whether ŷ saturates where the model is sure, so that the ratio alone could ask for any P₀.
     """
 
-    active = True
+    scalar = False
+    of_softmax = False
+    ratio = iterated_ratio = 0.4
+    default_noise = "residual"
 
-    @checked
-    def __init__(self, quantile: Quantile = 0.99):
-        self.quantile = quantile
+    def attach(self, model: nn.Module) -> None:  # noqa: B027
+        """Takes from the model what the observation needs to know of it."""
 
-    def threshold(self, dof: int) -> float:
-        """c for so many degrees of freedom."""
-        return float(chi2.ppf(self.quantile, max(dof, 1)))
+    def check_noise(self, noise: "Noise") -> None:  # noqa: B027
+        """Raises ValueError if this observation cannot go with the noise."""
+
+    def check_targets(self, logits: Tensor, targets: Tensor) -> None:
+        """Raises ValueError unless logits are [B, C] and targets int64 [B] in 0…C − 1; real [B, …] for regression."""
+        shapes = f"{tuple(logits.shape)} and {tuple(targets.shape)}"
+        if logits.ndim != 2 or len(logits) != len(targets) or not len(targets):
+            raise ValueError(f"need logits [B, C] and B targets, got {shapes}")
+        self._check_values(targets, logits.shape[1])
+
+    def _check_values(self, targets: Tensor, classes: int) -> None:
+        if targets.dtype != torch.int64 or targets.ndim != 1:
+            raise ValueError(f"targets must be int64 [B], got {targets.dtype} {tuple(targets.shape)}")
+        lowest, highest = (int(t) for t in targets.aminmax())
+        if lowest < 0 or highest >= classes:
+            raise ValueError(f"targets must lie in 0…{classes - 1}")
 
     @abstractmethod
-    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
-        """w [b] from d² [b] and rᵀr [b], float64."""
+    def outputs(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """e = y − ŷ [b, m], (∂ŷ/∂logits)ᵀ [b, C, m], and the model's own variances [b, m] where it has them."""
 
+    def first_variance(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """R₀ of a noise that is to be estimated: the mean of e² over the first batch.
 
-class NoGate(Gate):
-    """Believes everything: w = 1."""
+        The e of a softmax output vanishes where the model is sure and right: there one more image counts, of which the
+        model knows nothing (logits 0). Ours: without it a first batch of one such image makes outliers of all others.
+        """
+        squares = lambda z: self.outputs(z, targets)[0].square().mean()
+        if not self.of_softmax:
+            return squares(logits)
+        return (len(logits) * squares(logits) + squares(torch.zeros_like(logits))) / (len(logits) + 1)
 
-    active = False
+    def measure(self, logits: Tensor, targets: Tensor, noise: "Noise") -> Measurement:
+        """Whitened measurement of logits [b, C] (any dtype)."""
+        error, columns, variance = self.outputs(logits.double(), targets)
+        residual, columns, log_det = noise.whiten(error, columns, variance)
+        m = error.shape[1]
+        log_likelihood = -(residual.square().sum(-1) + log_det + m * math.log(2 * math.pi)) / 2
+        return Measurement(residual, log_likelihood, m, columns)
 
-    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
-        return torch.ones_like(mahalanobis)
+    def reference(self, logits: Tensor, targets: Tensor, noise: "Noise") -> Measurement:
+        """The measurement against which the ratio rule sets P₀: mean of diag(H P₀ Hᵀ)/R₀ over outputs."""
+        return self.measure(logits, targets, noise)
 
-
-class MahalanobisHard(Gate):
-    """w = 1 if d² ≤ c, else 0: the image is left out (its mean and covariance increments vanish)."""
-
-    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
-        return (mahalanobis <= self.threshold(dof)).double()
-
-
-class MahalanobisSoft(Gate):
-    """w = min(1, c / d²): the noise of an outlier is inflated until it is about on the threshold."""
-
-    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
-        return (self.threshold(dof) / mahalanobis.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1.0)
-
-
-class InverseMultiQuadric(Gate):
-    """w = 1 / (1 + rᵀr / c): WoLF (arXiv 2405.05646) with W² = w and c² the χ² quantile (our choice of c).
-
-    Smooth and never zero, with a bounded influence of any one image on the posterior.
-    """
-
-    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
-        return 1 / (1 + residual / self.threshold(dof))
+    def loss(self, logits: Tensor, targets: Tensor, measurement: Measurement) -> Tensor:
+        """What a step reports: mean cross-entropy of the batch."""
+        return F.cross_entropy(logits.double(), targets)
 
 
 @dataclass(frozen=True)
@@ -242,7 +236,7 @@ class Weigher:
     adaptive: whether the noise wants `Innovation.moment`.
     """
 
-    gate: Gate
+    gate: "Gate"
     power: float = 1.0
     adaptive: bool = False
 

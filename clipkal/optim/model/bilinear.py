@@ -116,7 +116,7 @@ class BilinearJacobian(Jacobian):
         self, variance: Tensor, measurement: "Measurement", weigher: "Weigher", iterations: int = 1
     ) -> DiagonalUpdate:
         P = variance.view(self.left.shape[1], self.right.shape[1])
-        solved = self._solve_one(P, measurement, weigher) or self._solve(P, measurement, weigher, iterations)
+        solved = self._solve(P, measurement, weigher, iterations)
         if solved is None:
             wide = replace(self, left=self.left.double(), right=self.right.double(), _products=None)
             solved = wide._solve(P.double(), measurement, weigher, iterations)
@@ -159,14 +159,6 @@ class BilinearJacobian(Jacobian):
             return a.to(U.dtype) @ self.left, self._diagonal_form(M.to(U.dtype)), products, innovation
         direction = (a[:, None].to(h.dtype) @ h)[:, 0]
         return direction, (M.to(h.dtype) @ h_j).mul_(h_i).sum(1), products, innovation
-
-    def _solve_one(self, P: Tensor, measurement: "Measurement", weigher: "Weigher") -> Solved | None:
-        """The same of one image with more classes than p, if its measurement can be solved in p dimensions."""
-        if len(self.right) > 1 or len(self.left) <= self.left.shape[1]:
-            return None
-        products = self.right.square()
-        found = measurement.condition_factor(self.left.double(), (products @ P.mT)[0].double(), weigher)
-        return None if found is None else (found.vector, found.matrix, products, found)
 
     def _is_too_wide(self, K: Tensor) -> bool:
         """Whether float32 factors will not do for these blocks; FloatingPointError if not finite."""

@@ -215,11 +215,6 @@ class JacobianRoute(ABC):
     def linearise(self, inputs: Tensor) -> Jacobian:
         """The Jacobian, and the logits, of inputs [b, …] at the present θ; one forward pass without gradient."""
 
-    def receive(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Takes the inputs of the next batch and returns all its targets; FloatingPointError if an input is not finite."""
-        check_finite(inputs, "inputs")
-        return targets
-
     def images_that_fit(self, memory: int, outputs: int) -> int | None:
         """How many images' rows, `outputs` each, fit into so many bytes; None where rows are not formed."""
         return memory // (outputs * self.vector.size * self.vector.dtype.itemsize)

@@ -68,7 +68,10 @@ class DistributedRoute(JacobianRoute):
         self.route, self.group = route, group
 
     def receive(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """The targets of the whole batch, of which this process holds inputs and targets [b, …]."""
+        """The targets of the whole next batch, of which this process holds inputs and targets [b, …].
+
+        FloatingPointError in all processes if an input of one is not finite, ValueError if they do not match.
+        """
         check_finite_everywhere(inputs, "inputs", self.group)
         if len(inputs) != len(targets):
             raise ValueError(f"{len(inputs)} inputs and {len(targets)} targets")

@@ -9,10 +9,10 @@ import torch
 from kalman_models import batch, bilinear, dense_of, full_jacobian, theta
 
 from clipkal.optim import KalmanFilter
-from clipkal.optim.kalman.covariance.base import Covariance
 from clipkal.optim.kalman.covariance.dense import Dense
-from clipkal.optim.kalman.covariance.diagonal import Diagonal, Subspace
+from clipkal.optim.kalman.covariance.diagonal import Covariance, Diagonal
 from clipkal.optim.kalman.covariance.lowrank import DiagonalPlusLowRank
+from clipkal.optim.kalman.covariance.subspace import Subspace
 from clipkal.optim.kalman.parts import PARTS
 
 COVARIANCES: dict[str, Callable[[], Covariance]] = {

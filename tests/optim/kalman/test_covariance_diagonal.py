@@ -8,9 +8,6 @@ from clipkal.optim.kalman.categorical import Categorical
 from clipkal.optim.kalman.covariance.dense import Dense
 from clipkal.optim.kalman.covariance.diagonal import Diagonal
 from clipkal.optim.kalman.filter import KalmanFilter
-from clipkal.optim.kalman.observation import ModelNoise
-from clipkal.optim.kalman.parts import named
-from clipkal.optim.kalman.update import Weigher
 
 OBSERVATIONS = ["categorical", "softmax", "cosine", "probs"]
 
@@ -83,22 +80,6 @@ def test_the_bilinear_kernel_is_the_general_one(
         )
     for analytic, general in zip(*found, strict=True):
         torch.testing.assert_close(analytic, general, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.parametrize("gate", ["none", "imq", "mahalanobis_hard"])
-def test_the_dual_form_for_more_classes_than_p_is_the_primal_one(gate: str) -> None:
-    model = bilinear(C=12, p=3, q=4)
-    _start(model)
-    x, y = batch(B=1, q=4, C=12)
-    jacobian = KalmanFilter(model).route.linearise(x)
-    measurement = Categorical().measure(jacobian.logits.detach(), y, ModelNoise())
-    weigher = Weigher(named("gate", gate), 0.5)
-    P = 0.1 + torch.rand(3, 4).double()
-    dual, primal = jacobian._solve_one(P, measurement, weigher), jacobian._solve(P, measurement, weigher, 1)
-    for found, expected in zip(dual[:3], primal[:3], strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
-    for name in ("log_evidence", "mahalanobis", "weights"):
-        torch.testing.assert_close(getattr(dual[3], name), getattr(primal[3], name))
 
 
 @pytest.mark.parametrize("observation", ["gaussian", "categorical"])

@@ -8,7 +8,8 @@ from torch import nn
 from clipkal.optim import Kalman, KalmanFilter
 from clipkal.optim.kalman.categorical import Categorical
 from clipkal.optim.kalman.covariance.dense import Dense
-from clipkal.optim.kalman.covariance.diagonal import Diagonal, Subspace, grow
+from clipkal.optim.kalman.covariance.diagonal import Diagonal
+from clipkal.optim.kalman.covariance.subspace import Subspace, grow
 
 PRIOR = 0.3
 
@@ -69,7 +70,7 @@ def test_in_a_full_basis_it_is_the_diagonal_filter_of_the_turned_model(gate: str
 def test_an_iterated_block_ends_at_the_map_with_the_laplace_evidence(
     iterated: Subspace | Diagonal, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipkal.optim.kalman.iterated.GAIN", 1e-14)
+    monkeypatch.setattr("clipkal.optim.kalman.categorical.GAIN", 1e-14)
     x, y = batch(B=8)
     found = []
     for make in (

@@ -8,8 +8,8 @@ from kalman_models import batch, bilinear, full_jacobian, theta
 from scipy.stats import chi2
 
 from clipkal.optim.kalman.filter import KalmanFilter
+from clipkal.optim.kalman.observation import MahalanobisHard
 from clipkal.optim.kalman.parts import PARTS, named
-from clipkal.optim.kalman.update import MahalanobisHard
 
 
 @given(st.floats(0, 1e300), st.floats(0, 1e300), st.integers(1, 1000))
@@ -75,11 +75,11 @@ def test_the_gate_sees_the_noise_before_the_outlier_changes_it() -> None:
     x = torch.randn(9, 6, dtype=torch.float64)
     y = model(x).detach() + 0.1 * torch.randn(9, 3).double()
     filtered.step(x[:8], y[:8])
-    level, before = filtered.noise.level(), model.weight.detach().clone()
+    level, before = filtered.noise.level, model.weight.detach().clone()
     info = filtered.step(x[8:], y[8:] + 5.0)
     assert info.metrics["gate_weight"] == 0
     assert torch.equal(model.weight, before)
-    assert filtered.noise.level() == level
+    assert filtered.noise.level == level
     assert chi2.ppf(0.99, 3) * level < 5.0**2 / 2  # it would have been an outlier by far
 
 

@@ -8,8 +8,8 @@ from kalman_models import Bilinear
 
 from clipkal.optim.kalman.categorical import Categorical
 from clipkal.optim.kalman.filter import KalmanFilter
-from clipkal.optim.kalman.observation import ModelNoise
-from clipkal.optim.kalman.update import NoGate, Weigher
+from clipkal.optim.kalman.observation import ModelNoise, NoGate
+from clipkal.optim.kalman.update import Weigher
 
 STEPS = 100
 

@@ -70,7 +70,7 @@ def test_a_first_image_that_is_right_does_not_make_outliers_of_all_the_others() 
     filtered.step(x[:1], torch.tensor([0]))
     assert sure > 0.97
     uniform = (0.75**2 + 3 * 0.25**2) / 4  # mean square of one-hot less 1/4
-    assert filtered.noise.level() == pytest.approx(uniform / 2, rel=0.02)
+    assert filtered.noise.level == pytest.approx(uniform / 2, rel=0.02)
 
 
 @pytest.mark.parametrize("block", [1, 4, None])
@@ -80,7 +80,7 @@ def test_how_fast_r_forgets_does_not_depend_on_the_block(block: int | None) -> N
     x, y = torch.randn(8, 3).double(), torch.ones(8, 2).double()
     noise = ResidualNoise(beta=0.9, initial=3.0, floor=0.0)
     KalmanFilter(model, "gaussian", noise, prior=1e-12, block=block).step(x, y)
-    assert noise.level() == pytest.approx(3 * 0.9**8 + (1 - 0.9**8))
+    assert noise.level == pytest.approx(3 * 0.9**8 + (1 - 0.9**8))
 
 
 def test_r_finds_the_noise_of_a_regression() -> None:
@@ -90,7 +90,7 @@ def test_r_finds_the_noise_of_a_regression() -> None:
     for _ in range(300):
         x = torch.randn(8, 3).double()
         filtered.step(x, x @ truth.mT + 0.5 * torch.randn(8, 2).double())
-    assert filtered.noise.level() == pytest.approx(0.25, rel=0.15)
+    assert filtered.noise.level == pytest.approx(0.25, rel=0.15)
 
 
 def test_settings_are_checked() -> None:

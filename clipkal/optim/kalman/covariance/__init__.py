@@ -1,1 +1,1 @@
-"""Covariances P of the parameters behind one interface (base.py): diagonal (also in the basis of the data), low rank, dense."""
+"""Covariances P of the parameters behind one interface (diagonal.py): diagonal, in the basis of the data, low rank, dense."""

@@ -1,9 +1,9 @@
-"""The linearised categorical block (iterated.py) against dense algebra."""
+"""The linearised categorical block (categorical.py) against dense algebra."""
 
 import pytest
 import torch
 
-from clipkal.optim.kalman.iterated import Linearised
+from clipkal.optim.kalman.categorical import Linearised
 
 
 def block(b: int, m: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
