@@ -219,8 +219,8 @@ class MergedMeasurement(CategoricalMeasurement):
 class Ascent:
     """The way to the mode of a block, Ψ(s) = Σ w log p(y | f + Ks) − ½ sᵀKs, by Newton's method with halved steps.
 
-    The iterated extended Kalman filter (Bell & Cathey 1993) is this: K stays, relinearised at f + Ks, R and N are those
-    there, and the next s is N (Ks + y/π_y). At the point reached, `score` is s [bm], `change` Ks, `log_pi` log π [b, m], `own` log π_y
+    The iterated extended Kalman filter (Bell & Cathey 1993) is this: K stays, R and N are those at f + Ks, and the next s is
+    N (Ks + y/π_y). At the point reached, `score` is s [bm], `change` Ks, `log_pi` log π [b, m], `own` log π_y
     [b] and `log_joint` Ψ.
     """
 

@@ -64,8 +64,10 @@ def is_bilinear(model: nn.Module) -> TypeGuard[BilinearModel]:
 
 @dataclass
 class BilinearJacobian(Jacobian):
-    """J of a bilinear model: left [C, p] and right [b, q].
+    """J of a bilinear model.
 
+    left: [C, p], with any logit scale.
+    right: [b, q].
     forward: the logits of some of the images at the θ of now.
     """
 

@@ -98,7 +98,11 @@ class DiagonalUpdate:
 
 
 class Jacobian(ABC):
-    """J of b images at one θ. logits: [b, C], as the model gave them. vector: the layout of θ."""
+    """J of b images at one θ.
+
+    logits: [b, C], as the model gave them.
+    vector: the layout of θ.
+    """
 
     logits: Tensor
     vector: ParameterVector

@@ -20,7 +20,10 @@ from clipkal.settings import Count, checked
 
 
 class Dense(Covariance):
-    """n² numbers. largest: refuse more parameters than this."""
+    """n² numbers.
+
+    largest: refuse more parameters than this.
+    """
 
     @checked
     def __init__(self, largest: Count = 8192):

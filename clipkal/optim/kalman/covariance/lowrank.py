@@ -23,7 +23,10 @@ from clipkal.settings import Steps, checked
 
 
 class DiagonalPlusLowRank(Covariance):
-    """rank: L. State: υ [n] and Wᵀ [≤ L, n]."""
+    """State: υ [n] and Wᵀ [≤ L, n].
+
+    rank: L.
+    """
 
     @checked
     def __init__(self, rank: Steps = 32):
