@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from benchmarks.clock import clock_of, peak_mib
 from clipkal.adapters.lora import LoRAAdapter, LoRASettings
 from clipkal.optim import KFAC, RENG, RING, SAM, AdamW, KalmanFilter
-from clipkal.optim.kalman.noise import ResidualNoise
+from clipkal.optim.kalman.observation import ResidualNoise
 
 BOUNDS = {"kalman, scalar": 1.1, "loko, scalar": 1.1, "ring": 2.1, "reng": 2.5}
 MEMORY_BOUNDS = {"kalman, scalar": 1.35, "loko, scalar": 1.35, "ring": 1.35, "reng": 2.4}

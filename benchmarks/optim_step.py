@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from benchmarks.clock import clock_of
 from clipkal.optim import KFAC, SAM, AdamW, KalmanFilter, OnlineKalman, RKalman, Sophia
-from clipkal.optim.kalman.covariance import Subspace
+from clipkal.optim.kalman.covariance.subspace import Subspace
 
 Row = dict[str, Any]
 

@@ -96,9 +96,8 @@ def make_adapter(cfg: DictConfig, task: Any, backbone: Backbone | None) -> Adapt
 
     Raises ConfigError where it could not be transferred to other classes, and the task asks for that.
     """
-    learn_scale = cfg.optimizer.get("learn_scale", False)
     adapter = build_adapter(
-        cfg.adapter, task.text_features, task.logit_scale, backbone, task.prompts, learn_scale, cfg.seed
+        cfg.adapter, task.text_features, task.logit_scale, backbone, task.prompts, cfg.seed
     )
     for other in task.transfer.values():
         with adapter.classes(other.text_features):

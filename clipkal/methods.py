@@ -10,8 +10,8 @@ from clipkal.adapters.lora import LoRAAdapter
 from clipkal.errors import ConfigError
 from clipkal.optim import KFAC, RENG, RING, SAM, SGD, Adagrad, AdamW, Sophia
 from clipkal.optim.base import BatchOptimizer
-from clipkal.optim.kalman.observation import make_observation
-from clipkal.optim.model.hooks import MOST_ROWS
+from clipkal.optim.kalman.parts import named
+from clipkal.optim.model.jacobian import MOST_ROWS
 from clipkal.training import Build, Plan
 
 GRADIENT_METHODS: dict[str, Callable[..., BatchOptimizer]] = {
@@ -104,9 +104,7 @@ def _function_space(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
 def _kalman(adapter: Adapter, cfg: DictConfig, predictive: str) -> BatchOptimizer:
     from clipkal.optim.kalman.filter import KalmanFilter
 
-    options = {
-        str(key): value for key, value in cfg.items() if key not in ("name", "batch_size", "learn_scale")
-    }
+    options = {str(key): value for key, value in cfg.items() if key not in ("name", "batch_size")}
     options["prior"] = _word_or_number(cfg.prior, "optimizer.prior", ("ratio",))
     options["temperature"] = _word_or_number(cfg.temperature, "optimizer.temperature", ("unit",))
     if isinstance(adapter, LoRAAdapter):
@@ -122,7 +120,7 @@ def _check_lora(adapter: LoRAAdapter, cfg: DictConfig, predictive: str) -> None:
             f"adapter.dropout={adapter.settings.dropout}: a Kalman filter linearises one function; type adapter.dropout=0"
         )
     classes = adapter.class_count
-    if not make_observation(cfg.observation).scalar and classes > MOST_ROWS:
+    if not named("observation", cfg.observation).scalar and classes > MOST_ROWS:
         raise ConfigError(
             f"optimizer.observation={cfg.observation} with {classes} classes needs {classes} backward passes an image, a "
             f"pass over the shots about {classes // 2} times AdamW's; type optimizer.observation=softmax "

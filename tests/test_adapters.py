@@ -44,11 +44,10 @@ def test_jacobian_factors_are_the_jacobian(problem):
     torch.testing.assert_close(full, torch.einsum("ca,ib->icab", left, right).detach())
 
 
-def test_only_the_weight_is_trainable_unless_the_scale_is_asked_for(problem):
+def test_only_the_weight_is_trainable(problem):
     text, _ = problem
     names = lambda adapter: [name for name, p in adapter.named_parameters() if p.requires_grad]
     assert names(LinearAdapter(text, 10.0)) == ["weight"]
-    assert names(LinearAdapter(text, 10.0, learn_scale=True)) == ["weight", "log_scale"]
     assert names(ZeroShotAdapter(text, 10.0)) == []
 
 

@@ -23,7 +23,6 @@ def build_adapter(
     logit_scale: float,
     backbone: "Backbone | None" = None,
     prompts: list[list[str]] | None = None,
-    learn_scale: bool = False,
     seed: int = 0,
 ) -> Adapter:
     """The adapter that `cfg` (name, and what else conf/adapter/ lists) describes.
@@ -31,14 +30,13 @@ def build_adapter(
     Args:
         text_features: [C, d] with unit rows. logit_scale: factor on the cosine.
         backbone, prompts, seed: for `lora` only, with the seed of its starting values.
-        learn_scale: make the logit scale trainable.
 
     Raises ConfigError for a name that does not exist, or settings that the backbone has not.
     """
     if cfg.name == "none":
         return ZeroShotAdapter(text_features, logit_scale)
     if cfg.name == "linear":
-        return LinearAdapter(text_features, logit_scale, learn_scale, cfg.coordinates)
+        return LinearAdapter(text_features, logit_scale, cfg.coordinates)
     if cfg.name not in ON_IMAGES:
         raise ConfigError(f"unknown adapter.name={cfg.name}; it can be: {', '.join(ADAPTERS)}")
     if backbone is None:
@@ -49,4 +47,4 @@ def build_adapter(
     settings = LoRASettings(
         cfg.rank, cfg.alpha, cfg.dropout, list(cfg.targets), blocks, cfg.towers, seed=seed
     )
-    return build_lora(backbone, prompts or [], text_features, settings, learn_scale)
+    return build_lora(backbone, prompts or [], text_features, settings)

@@ -31,7 +31,6 @@ class LinearAdapter(Adapter):
     Args:
         text_features: unit rows T `[C, d]`, frozen.
         logit_scale: CLIP's temperature as a factor, > 0; kept as its logarithm in `log_scale`.
-        learn_scale: make `log_scale` trainable too (the logits are then no longer linear in all of θ).
         coordinates: "text" or "classes", see above. ConfigError for another word.
 
     It is a bilinear model: ∂logits[i, c] / ∂weight[a, b] = left[c, a] · right[i, b], where
@@ -39,15 +38,10 @@ class LinearAdapter(Adapter):
     """
 
     text: Tensor
+    log_scale: Tensor
     metric: Tensor | None
 
-    def __init__(
-        self,
-        text_features: Tensor,
-        logit_scale: float,
-        learn_scale: bool = False,
-        coordinates: str = "text",
-    ):
+    def __init__(self, text_features: Tensor, logit_scale: float, coordinates: str = "text"):
         super().__init__()
         if coordinates not in COORDINATES:
             raise ConfigError(f"adapter.coordinates={coordinates}: it can be {', '.join(COORDINATES)}")
@@ -56,7 +50,7 @@ class LinearAdapter(Adapter):
         self.register_buffer("text", text.clone())
         self.register_buffer("metric", class_metric(text) if coordinates == "classes" else None)
         self.weight = nn.Parameter(text.new_zeros(text.shape[1], text.shape[1]))
-        self.log_scale = nn.Parameter(text.new_tensor(math.log(logit_scale)), requires_grad=learn_scale)
+        self.register_buffer("log_scale", text.new_tensor(math.log(logit_scale)))
         self._turned: tuple[Tensor, Tensor] | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:

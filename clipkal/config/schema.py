@@ -174,12 +174,10 @@ class FunctionSpaceConfig(OptimizerConfig):
 class KalmanConfig(OptimizerConfig):
     """The recursive filter over batches; the words are those of clipkal.optim.KalmanFilter."""
 
-    # categorical | categorical_merged (unlikely classes as one: many classes) | softmax | cosine | logits | probs
+    # categorical | categorical_merged (unlikely classes as one: many classes) | softmax | cosine | probs
     observation: str = "categorical_merged"
-    noise: str | None = (
-        None  # model | fixed | residual | residual_diagonal | residual_full; null = the observation's
-    )
-    # auto (subspace for a linear adapter, else diagonal) | diagonal | subspace | lowrank | kronecker | dense
+    noise: str | None = None  # model | fixed | residual | residual_full; null = the observation's
+    # auto (subspace for a linear adapter, else diagonal) | diagonal | subspace | lowrank | dense
     covariance: str = "auto"
     gate: str = "none"  # none | mahalanobis_hard | mahalanobis_soft | imq
     prior: Any = "ratio"  # prior variance p0: ratio (scale-free) | a number
@@ -197,7 +195,6 @@ class KalmanConfig(OptimizerConfig):
     batch_size: int = 32
     block: Any = "auto"  # images taken jointly: auto | null (the whole batch) | a number
     temperature: Any = "unit"  # of the posterior draws: unit | a number (1 = the posterior)
-    learn_scale: bool = False  # the logit scale is part of the state
 
 
 @dataclass

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+from clipkal.optim.kalman.covariance.diagonal import Covariance
+
 
 class Bilinear(nn.Module):
     """logits = exp(log_scale) · f (I₀ + W)ᵀ Tᵀ with features f [B, q], text T [C, p], a fixed I₀ [p, q]."""
@@ -70,3 +72,17 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return type(one) is type(other) and one == other
+
+
+def dense_of(covariance: Covariance) -> Tensor:
+    """P [n, n] of any covariance, from the tensors of its state alone."""
+    state = covariance.tensors()
+    if "P" in state:
+        return state["P"]
+    if "rows" in state:
+        return torch.linalg.inv(state["diagonal"].diag() + state["rows"].mT @ state["rows"])
+    if "left" not in state:
+        return state["variance"].diag()
+    basis = torch.einsum("ta,rb->trab", state["left"], state["right"]).flatten(2).flatten(0, 1)
+    inside = basis.mT * (state["variance"].flatten() - state["outside"]) @ basis
+    return inside + state["outside"] * torch.eye(basis.shape[1]).to(basis)

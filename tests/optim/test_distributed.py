@@ -27,7 +27,6 @@ from clipkal.optim import (
     RKalman,
     Sophia,
 )
-from clipkal.optim.kalman.covariance import Diagonal
 from clipkal.optim.natural_gradient.fisher import Fisher
 from clipkal.optim.parallel.shards import Shards, anywhere, world_size
 
@@ -76,11 +75,10 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Make]] = {
     "diagonal": (bilinear, KalmanFilter),
     "subspace": (bilinear, lambda m: KalmanFilter(m, covariance="subspace", block=3)),
     "dense": (bilinear, lambda m: KalmanFilter(m, covariance="dense", block=3)),
-    "kronecker": (bilinear, lambda m: KalmanFilter(m, covariance="kronecker", block=None)),
     "one image at a time": (bilinear, LoKO),
     "gates, EMA noise": (bilinear, lambda m: KalmanCLIP(m, block=3)),
-    "rho, fading": (scaled, lambda m: RKalman(m, rho_as="relative", fading=0.9, process_noise=1e-3)),
-    "net, diagonal": (net, lambda m: KalmanFilter(m, covariance=Diagonal("information"), block=3)),
+    "rho, fading": (bilinear, lambda m: RKalman(m, rho_as="relative", fading=0.9, process_noise=1e-3)),
+    "net, diagonal": (net, lambda m: KalmanFilter(m, block=3)),
     "net, lowrank": (net, lambda m: KalmanFilter(m, covariance="lowrank", rho=0.01)),
     "net, scalar observation": (net, lambda m: KalmanCLIP(m, gate="imq")),
     "net, one image at a time": (net, lambda m: OnlineKalman(m, block=1)),

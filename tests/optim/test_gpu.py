@@ -33,12 +33,11 @@ def net() -> nn.Module:
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any]]] = {
     "kalman": (bilinear, OnlineKalman),
-    "logit scale": (lambda: bilinear(train_scale=True), OnlineKalman),
     "one image at a time": (bilinear, LoKO),
     "gate": (bilinear, KalmanCLIP),
     **{
         name: (bilinear, lambda m, name=name: KalmanFilter(m, covariance=name))
-        for name in ("diagonal", "lowrank", "kronecker", "dense")
+        for name in ("diagonal", "lowrank", "dense")
     },
     "net": (net, lambda m: KalmanFilter(m, covariance="lowrank", rho=0.01, fading=0.9, process_noise=1e-3)),
     "function space": (bilinear, lambda m: Kalman(m, precision="float64")),

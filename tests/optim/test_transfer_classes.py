@@ -108,7 +108,7 @@ def test_learning_goes_on_from_the_learnt_classes_after_a_look_at_others(learnt)
     torch.testing.assert_close(model.weight, again.weight)
 
 
-@pytest.mark.parametrize("form", ["diagonal", "dense", "kronecker", "lowrank"])
+@pytest.mark.parametrize("form", ["diagonal", "subspace", "dense", "lowrank"])
 def test_a_kalman_filter_reads_its_covariance_of_w_by_other_classes(form):
     adapter = LinearAdapter(unit(3, 0), 4.0)
     optimizer = KalmanFilter(adapter, covariance=form)

@@ -47,12 +47,12 @@ class LoRAAdapter(Adapter):
         settings: see `LoRASettings`.
         tokens: for each class the token ids [n, context] of its sentences, where the text tower is adapted: the
             class feature is the normalised mean of its sentences' normalised features, made in every forward.
-        learn_scale: make `log_scale` trainable too.
 
     Raises ConfigError for what the model has not, or what is missing.
     """
 
     inputs: ClassVar[Inputs] = "images"
+    log_scale: Tensor
     text: Tensor
     tokens: Tensor
     averaging: Tensor
@@ -64,7 +64,6 @@ class LoRAAdapter(Adapter):
         logit_scale: float,
         settings: LoRASettings | None = None,
         tokens: Sequence[Tensor] | None = None,
-        learn_scale: bool = False,
     ):
         super().__init__()
         self.settings = settings or LoRASettings()
@@ -73,7 +72,7 @@ class LoRAAdapter(Adapter):
         first = self.frozen.parameters[self.targets[0].name]
         self.dtype = torch.promote_types(first.dtype, torch.float32)
         scale = torch.tensor(math.log(logit_scale), dtype=self.dtype, device=first.device)
-        self.log_scale = nn.Parameter(scale, requires_grad=learn_scale)
+        self.register_buffer("log_scale", scale)
         generator = torch.Generator().manual_seed(self.settings.seed)
         self.factors = nn.ModuleDict({t.label: self._factors(t, generator) for t in self.targets})
         if self.settings.adapts("text"):

@@ -14,7 +14,6 @@ def build_lora(
     prompts: list[list[str]],
     text_features: Tensor | None = None,
     settings: LoRASettings | None = None,
-    learn_scale: bool = False,
 ) -> LoRAAdapter:
     """LoRA on the towers of `backbone`, zero-shot at the start.
 
@@ -22,7 +21,7 @@ def build_lora(
         backbone: from `load_backbone`; shared, never changed. Its image tower runs in `backbone.precision`.
         prompts: for each of C classes the sentences of its ensemble; only used where the text tower is adapted.
         text_features: `backbones.text_features(backbone, prompts)` [C, d]; only used where it is not.
-        settings, learn_scale: see `LoRAAdapter`.
+        settings: see `LoRAAdapter`.
     """
     settings = settings or LoRASettings()
     tokens = None
@@ -31,6 +30,6 @@ def build_lora(
             raise DataError("every class needs a sentence")
         tokens = [backbone.tokenizer(sentences) for sentences in prompts]
     model = reduced_precision(backbone.model, backbone.precision)
-    adapter = LoRAAdapter(model, text_features, backbone.logit_scale, settings, tokens, learn_scale)
+    adapter = LoRAAdapter(model, text_features, backbone.logit_scale, settings, tokens)
     adapter.batch_size = backbone.batch_size
     return adapter

@@ -1,37 +1,36 @@
 """The Kalman filter over the parameters of a model: one loop for every observation, noise, gate and covariance.
 
     predict   P ← P/λ + q I                                   fading memory, process noise
-    shrink    P ← (P⁻¹ + λ_k I)⁻¹, λ_k = ρ‖HᵀR⁻¹e‖²           R-Kalman (arXiv 2601.18420, our reconstruction)
+    shrink    P ← (P⁻¹ + λ_k I)⁻¹, λ_k = ρ‖HᵀR⁻¹e‖²           R-Kalman (rkalman.py)
     update    S = H P Hᵀ + R;  K = P Hᵀ S⁻¹;  θ ← θ + K e;  P ← P − K H P
+
 Static parameters (F = I), as in LoKO (arXiv 2410.11551). With a dense P this is Ollivier's online natural
 gradient (arXiv 1703.00209): no Fisher matrix is inverted and there is no learning rate.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, check_finite_everywhere
-from clipkal.optim.kalman.blocking import Block, joint_slices
-from clipkal.optim.kalman.checks import check_batch, check_settings
-from clipkal.optim.kalman.covariance import Covariance, make_covariance
-from clipkal.optim.kalman.gates import Gate, make_gate
-from clipkal.optim.kalman.innovation import Innovation, Weigher, summarise
-from clipkal.optim.kalman.noise import Noise, make_noise
-from clipkal.optim.kalman.observation import Gaussian, Observation, make_observation
+from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite
+from clipkal.optim.kalman.covariance.diagonal import Covariance
+from clipkal.optim.kalman.observation import Gate, Noise
+from clipkal.optim.kalman.parts import named
 from clipkal.optim.kalman.posterior import LinearisedPosterior
-from clipkal.optim.kalman.prior import PRIORS, prior_variances, ratio_prior, unit_temperature
-from clipkal.optim.model.bilinear import BilinearRoute
-from clipkal.optim.model.jacobian import Jacobian
-from clipkal.optim.model.measurement import Measurement
-from clipkal.optim.model.parameters import ParameterVector
-from clipkal.optim.model.routes import make_route
+from clipkal.optim.kalman.prior import p0_by_ratio, prior_variances, unit_temperature
+from clipkal.optim.kalman.update import Innovation, Measurement, Observation, Weigher
+from clipkal.optim.model import make_route
+from clipkal.optim.model.jacobian import Jacobian, ParameterVector
 from clipkal.optim.parallel.jacobian import DistributedRoute
 from clipkal.optim.parallel.shards import Group, broadcast, world_size
+from clipkal.settings import Count, NonNegative, Positive, Share, Steps, checked
+
+LARGEST_SOLVE = 128
+"""Outputs taken jointly by "auto": where the two costs of a block, its GEMMs and its passes over P, balance."""
 
 
 class KalmanFilter(LinearisedPosterior, BatchOptimizer):
@@ -39,19 +38,20 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
 
     Args:
         model: any module that maps inputs [B, …] to logits [B, C], images independently. Bilinear models
-            (jacobian.py) take the analytic route.
-        observation: categorical | categorical_merged | softmax | cosine | logits | probs | gaussian, or an Observation.
-        noise: model | fixed | residual | residual_diagonal | residual_full, or a Noise; None: the observation's.
-        covariance: diagonal | subspace | lowrank | kronecker | dense, or a Covariance; "auto": subspace, whose updates are
+            (model/bilinear.py) take the analytic route.
+        observation: categorical | categorical_merged | softmax | cosine | probs | gaussian, or an Observation.
+        noise: model | fixed | residual | residual_full, or a Noise; None: the observation's.
+        covariance: diagonal | subspace | lowrank | dense, or a Covariance; "auto": subspace, whose updates are
             iterated, for a bilinear model, and diagonal for others.
         gate: none | mahalanobis_hard | mahalanobis_soft | imq, or a Gate.
         prior: the variance p₀ of P₀ = p₀ I, or "ratio": p₀ such that on the first batch the mean over images and
             outputs of diag(H P₀ Hᵀ)/R₀ is `ratio` (None: the observation's default). For the categorical
             observation that is the mean prior variance of the centred logits (Categorical.reference says why).
             A first batch with zero Jacobian is skipped.
-        priors: variances of single parameters by name, which override `prior`; log_scale has 0.25.
+        priors: variances of single parameters by name, which override `prior`.
         process_noise, fading: q ≥ 0 and λ ≤ 1, once a step.
-        rho: ρ of R-Kalman; 0 is the plain filter. warmup: steps over which ρ grows linearly from 0.
+        rho: ρ of R-Kalman; 0 is the plain filter.
+        warmup: steps over which ρ grows linearly from 0.
         rho_as: "absolute", or "relative" to the first batch: λ_k = (ρ/p₀) ‖g_k‖²/‖g_1‖², free of scale.
         store_regularisation: keep λ_k in P (the literal reconstruction), or use it for the gain only.
         epochs, epochs_as: passing over the data E times counts every image E times. "tempered" raises the
@@ -62,13 +62,16 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             scalar an image off the analytic route). Only the joint form is invariant to the batch's order.
         temperature: T of the draws, from N(θ̄, T P); "unit": the T ≤ 1 at which the prior's draws of the logits have
             unit variance on the first batch (prior.py says why).
-        route: auto | bilinear | hooks | func. memory: bytes that Jacobian rows may take.
-        group: the processes that share each batch where `torch.distributed` is initialised (parallel/shards.py);
+        route: auto | bilinear | hooks | func.
+        memory: bytes that Jacobian rows may take.
+        group: the processes that share each batch where `torch.distributed` is initialised (parallel/);
             None: all of them. They start from the first one's parameters.
 
-    The step is refused (FloatingPointError) and all is put back if anything is not finite.
+    Raises ValueError for settings that cannot be. A step is refused (FloatingPointError) and all is put back if anything
+    is not finite.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
@@ -76,41 +79,38 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         noise: str | Noise | None = None,
         covariance: str | Covariance = "diagonal",
         gate: str | Gate = "none",
-        prior: float | Literal["ratio"] = "ratio",
-        ratio: float | None = None,
+        prior: Positive | Literal["ratio"] = "ratio",
+        ratio: Positive | None = None,
         priors: Mapping[str, float] | None = None,
-        process_noise: float = 0.0,
-        fading: float = 1.0,
-        rho: float = 0.0,
+        process_noise: NonNegative = 0.0,
+        fading: Share = 1.0,
+        rho: NonNegative = 0.0,
         rho_as: Literal["absolute", "relative"] = "absolute",
-        warmup: int = 0,
+        warmup: Steps = 0,
         store_regularisation: bool = True,
-        epochs: int = 1,
+        epochs: Count = 1,
         epochs_as: Literal["tempered", "optimiser"] = "tempered",
-        block: Block = "auto",
-        temperature: float | Literal["unit"] = 1.0,
+        block: Count | Literal["auto"] | None = "auto",
+        temperature: NonNegative | Literal["unit"] = 1.0,
         route: str = "auto",
-        memory: int = 1 << 28,
+        memory: Count = 1 << 28,
         group: Group | None = None,
     ):
-        check_settings(prior, ratio, process_noise, fading, rho, epochs, epochs_as, block, temperature)
         super().__init__(model)
         self.plain_model = getattr(model, "_orig_mod", model)  # without torch.compile's wrapper
         self.vector = ParameterVector(self.plain_model)
-        self.observation = make_observation(observation)
-        self.noise = self.observation.default_noise() if noise is None else make_noise(noise)
-        self.observation.check(self.noise, "log_scale" in self.vector.names)
-        self.route = self.batches = make_route(model, self.vector, route, memory)
-        if covariance == "auto":
-            covariance = "subspace" if isinstance(self.route, BilinearRoute) else "diagonal"
-        self.covariance = make_covariance(covariance)
-        self.group = group
-        if world_size(group) > 1:
-            broadcast(self.vector.parameters.values(), group)
-            self.batches = DistributedRoute(self.route, self.vector, group)
+        self.observation: Observation = named("observation", observation)
+        self.observation.attach(self.plain_model)
+        self.noise: Noise = named("noise", self.observation.default_noise if noise is None else noise)
+        self.observation.check_noise(self.noise)
+        self.route = make_route(model, self.vector, route, memory)
+        covariance = self.route.covariance if covariance == "auto" else covariance
+        self.covariance: Covariance = named("covariance", covariance)
+        self.distributed = DistributedRoute(self.route, group) if world_size(group) > 1 else None
+        broadcast(self.vector.parameters.values(), group)
         power = 1 / epochs if epochs_as == "tempered" else 1.0
-        self.weigher = Weigher(make_gate(gate), power, self.noise.adaptive)
-        self.prior, self.priors = prior, {**PRIORS, **(priors or {})}
+        self.weigher = Weigher(named("gate", gate), power, self.noise.adaptive)
+        self.prior, self.priors = prior, dict(priors or {})
         iterated = self.covariance.iterations > 1
         default_ratio = self.observation.iterated_ratio if iterated else self.observation.ratio
         self.ratio = default_ratio if ratio is None else ratio
@@ -128,72 +128,58 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
     @torch.no_grad()
     def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
         """Conditions on a batch; see the class. log_evidence sums the blocks', each given those before it."""
-        check_finite_everywhere(inputs, "inputs", self.group)
-        if isinstance(self.batches, DistributedRoute):
-            targets = self.batches.gather_targets(inputs, targets)
-        jacobian = self.batches.linearise(inputs)
-        check_batch(jacobian.logits, targets, isinstance(self.observation, Gaussian))
+        if self.distributed is None:
+            check_finite(inputs, "inputs")
+            jacobian = self.route.linearise(inputs)
+        else:
+            targets = self.distributed.receive(inputs, targets)
+            jacobian = self.distributed.linearise(inputs)
+        check_finite(jacobian.logits, "logits")
+        self.observation.check_targets(jacobian.logits, targets)
         with self._exact():
             first = self.prior_variance is None
             if first and not self._initialise(jacobian, targets):
                 measurement = self._measure(jacobian.logits, targets)
                 return StepInfo(self._loss(jacobian.logits, targets, measurement), None, {"skipped": 1.0})
             try:
-                return self._condition(inputs, targets, jacobian)
-            except FloatingPointError:
+                return self._condition(targets, jacobian)
+            except Exception:
                 if first:
                     self.prior_variance = None
                     self.noise.load_state_dict({})
                 raise
 
-    def _condition(self, inputs: Tensor, targets: Tensor, jacobian: Jacobian) -> StepInfo:
+    def _condition(self, targets: Tensor, jacobian: Jacobian) -> StepInfo:
+        """Time update and measurement updates, block by block; all of them, or none."""
         measurement = self._measure(jacobian.logits, targets)
         loss = self._loss(jacobian.logits, targets, measurement)
         images, m = measurement.residual.shape
-        slices = joint_slices(images, m, self.block, self._images_that_fit(m))
+        slices = joint_slices(images, m, self.block, self.route.images_that_fit(self.memory, m))
         several = len(slices) > 1
-        moves_first = self._moves_p_first or self.covariance.grows
-        undo = self._undo() if several or moves_first or self.noise.adaptive else None
+        moves_p_first = self.rho > 0 or self.process_noise > 0 or self.fading < 1
+        noise = self.noise.state_dict() if self.noise.adaptive else {}
+        rho_scale = self.rho_scale
+        innovations = []
         try:
-            prepared = self.covariance.prepare(jacobian)
-            shrinkage = self._predict(jacobian, measurement)
-            innovations = []
-            for part in slices:
-                now = prepared
-                if several:
-                    now = self._relinearise(jacobian, prepared, inputs, part)
-                    measurement = self._measure(now.logits, targets[part])
-                innovations.append(self.covariance.update(now, measurement, self.weigher))
-                if innovations[-1].moment is not None:
-                    self.noise.update(innovations[-1].moment, innovations[-1].seen)
-            self.covariance.settle()
-            if shrinkage and not self.store_regularisation:
-                self.covariance.unshrink(shrinkage)
-        except FloatingPointError:
-            if undo is not None:
-                undo()
+            atomic = several or moves_p_first or self.noise.adaptive
+            with self.covariance.transaction(jacobian, atomic) as now:
+                shrinkage = self._predict(jacobian, measurement)
+                whole = now
+                for part in slices:
+                    if several:
+                        now = self._relinearise(whole, part)
+                        measurement = self._measure(now.logits, targets[part])
+                    innovations.append(self.covariance.update(now, measurement, self.weigher))
+                    if innovations[-1].moment is not None:
+                        self.noise.update(innovations[-1].moment, innovations[-1].seen)
+                if shrinkage and not self.store_regularisation:
+                    self.covariance.unshrink(shrinkage)
+        except Exception:
+            self.noise.load_state_dict(noise)
+            self.rho_scale = rho_scale
             raise
         self.steps += 1
         return self._info(loss, innovations, shrinkage)
-
-    @property
-    def _moves_p_first(self) -> bool:
-        return self.rho > 0 or self.process_noise > 0 or self.fading < 1
-
-    def _undo(self) -> Callable[[], None]:
-        """Remembers the state; what it returns puts it back. An update by itself is atomic and needs none of this."""
-        mean = self.vector.gather() if self.covariance.moves_mean else None
-        covariance, rho_scale = self.covariance.snapshot(), self.rho_scale
-        noise = self.noise.state_dict()
-
-        def put_back() -> None:
-            if mean is not None:
-                self.vector.assign_(mean)
-            self.covariance.restore(covariance)
-            self.noise.load_state_dict(noise)
-            self.rho_scale = rho_scale
-
-        return put_back
 
     def _predict(self, jacobian: Jacobian, measurement: Measurement) -> float:
         """Time update, and the shrinkage λ_k = ρ‖HᵀR⁻¹e‖² of this batch (tempered gradient; gates ignored)."""
@@ -216,14 +202,11 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         """R₀ and P₀ from the first batch; False if its Jacobian is zero and "ratio" has nothing to go by."""
         logits = jacobian.logits
         if self.noise.adaptive:
-            self.noise.initialise(
-                self.observation.first_variance(logits.double(), targets, self._scale()),
-                1 if self.observation.scalar else logits.shape[1],
-            )
+            outputs = 1 if self.observation.scalar else logits.shape[1]
+            self.noise.initialise(self.observation.first_variance(logits.double(), targets), outputs)
         if self.prior == "ratio":
-            reference = self.observation.reference(logits, targets, self.noise, self._scale())
-            of_softmax = self.observation.of_softmax
-            p0 = ratio_prior(jacobian, reference, self.ratio, of_softmax, frozenset(self.priors))
+            reference = self.observation.reference(logits, targets, self.noise)
+            p0 = p0_by_ratio(jacobian, reference, self.ratio, self.observation.of_softmax, self.priors.keys())
         else:
             p0 = float(self.prior)
         if not 0 < p0 < torch.finfo(self.vector.dtype).max:
@@ -231,19 +214,16 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         self.covariance.allocate(self.vector, prior_variances(self.vector, p0, self.priors))
         self.prior_variance = p0
         if self.unit_draws:
-            self.temperature = unit_temperature(jacobian, p0, frozenset(self.priors))
+            self.temperature = unit_temperature(jacobian, p0, self.priors.keys())
         return True
 
     # Pieces
 
-    def _relinearise(self, whole: Jacobian, prepared: Jacobian, inputs: Tensor, images: slice) -> Jacobian:
-        known = self.covariance.relinearise(prepared, images)
-        if known is None:
-            with torch.autocast(self.vector.device.type, enabled=self._autocast):
-                jacobian = self.batches.relinearise(whole, inputs, images)
-            known = self.covariance.prepare(jacobian)
-        check_finite(known.logits, "logits")
-        return known
+    def _relinearise(self, whole: Jacobian, images: slice) -> Jacobian:
+        with torch.autocast(self.vector.device.type, enabled=self._autocast):
+            jacobian = whole.relinearised(images)
+        check_finite(jacobian.logits, "logits")
+        return jacobian
 
     def _exact(self) -> AbstractContextManager[object]:
         """No autocast for the filter's own algebra; the model's forward passes keep the caller's."""
@@ -252,11 +232,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         return torch.autocast(kind, enabled=False) if self._autocast else nullcontext()
 
     def _measure(self, logits: Tensor, targets: Tensor) -> Measurement:
-        return self.observation.measure(logits, targets, self.noise, self._scale())
-
-    def _scale(self) -> float:
-        log_scale = getattr(self.model, "log_scale", None)
-        return 1.0 if log_scale is None else math.exp(float(log_scale.detach()))
+        return self.observation.measure(logits, targets, self.noise)
 
     def _loss(self, logits: Tensor, targets: Tensor, measurement: Measurement) -> float:
         loss = float(self.observation.loss(logits, targets, measurement))
@@ -264,17 +240,14 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             raise FloatingPointError(f"loss: {loss}; step refused")
         return loss
 
-    def _images_that_fit(self, m: int) -> int | None:
-        """Images whose m whitened rows fit into memory; None where rows are not formed."""
-        if isinstance(self.route, BilinearRoute):
-            return None
-        return self.memory // (m * self.vector.size * self.vector.dtype.itemsize)
-
     def _info(self, loss: float, innovations: list[Innovation], shrinkage: float) -> StepInfo:
-        evidence, metrics = summarise(innovations, self.weigher)
-        level = self.noise.level()
-        if level is not None:
-            metrics["noise"] = level
+        evidence = float(torch.stack([i.log_evidence for i in innovations]).sum())
+        metrics = {"mahalanobis": float(torch.cat([i.mahalanobis for i in innovations]).mean())}
+        if self.weigher.gate.active:
+            weights = torch.cat([i.weights for i in innovations]) / self.weigher.power
+            metrics["gate_weight"] = float(weights.mean())
+        if self.noise.level is not None:
+            metrics["noise"] = self.noise.level
         if self.rho:
             metrics["regularisation"] = shrinkage
         if self.steps == 1 and self.prior_variance is not None:
@@ -300,3 +273,18 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         self.noise.load_state_dict(state["noise"])
         if self.prior_variance is not None:
             self.covariance.load_state_dict(state["covariance"], self.vector)
+
+
+def joint_slices(images: int, m: int, block: int | Literal["auto"] | None, most: int | None) -> list[slice]:
+    """The slices of a batch that are taken one after the other.
+
+    m: outputs an image.
+    block: images a slice, None for all of them, or "auto": as many as keep a slice cheap.
+    most: images whose Jacobian rows fit into memory, for "auto"; None where rows are not formed.
+    """
+    if block == "auto":
+        few = max(1, min(8, LARGEST_SOLVE // m))
+        cheap = few if most is None else min(max(1, most), 64 if m == 1 else few)
+        block = min(images, cheap)
+    size = block or images
+    return [slice(start, min(start + size, images)) for start in range(0, images, size)]

@@ -1,171 +1,237 @@
-"""Observation models: what a labelled image measures, as a whitened linear measurement of its logits.
+"""What a labelled image measures, how noisily, and how far it is believed: ŷ and y, the noise R, and robust gates.
 
-Every model is brought to one form, with unit noise and all of it in float64:
-    r = R^-½ (y − ŷ)  [b, m]        H̃ = Qᵀ J  [b, m, n]        J = ∂logits/∂θ [b, C, n],   Q = (R^-½
-    ∂ŷ/∂logits)ᵀ [b, C, m]
-so that S = I + H̃ P H̃ᵀ has no eigenvalue below 1. For the categorical likelihood R = diag(π) − ππᵀ is
-singular and H = R J, but R = Q Qᵀ with Q = diag(√π) − π√πᵀ, hence H̃ = Qᵀ J and r = (y − π)/√π (the Pearson
-residual), exactly: Q r = y − π = −∂NLL/∂logits, so an extended Kalman step is a natural-gradient step
-(Ollivier 2018, arXiv 1703.00209).
+R is fixed, estimated from residuals, or given by the model; the update (update.py) works on whitened quantities, in float64.
+A gate says how much of one image's observation to believe, w ∈ [0, 1], acting as R ← R / w. It sees numbers formed with the
+*previous* noise R only, since computed with the new one an outlier hides itself:
+
+    mahalanobis   d² = eᵀ S⁻¹ e      with S = H P Hᵀ + R of this image alone, before any weight
+    residual      eᵀ R⁻¹ e = rᵀ r
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from functools import partial
+from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from scipy.stats import chi2
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipkal.optim.kalman.noise import FixedNoise, ModelNoise, Noise, ResidualNoise
-from clipkal.optim.model.measurement import (
-    CategoricalMeasurement,
-    Measurement,
-    MergedMeasurement,
-    centred_logits,
-)
-from clipkal.optim.naming import named
+from clipkal.optim.base import check_finite
+from clipkal.optim.kalman.update import LOWEST_LOG_PROBABILITY, Measurement, Observation
+from clipkal.settings import Fraction, NonNegative, Positive, checked
 
-LOWEST_LOG_PROBABILITY = -600.0  # exp(½·600) and its square stay finite in float64
+Quantile = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Observation(ABC):
-    """What is observed of an image, given its logits [C]; the docstring of a model states ŷ, y and R.
+class Noise(ABC):
+    """R of one image; images are independent.
 
-    scalar: whether m = 1; otherwise m = C. ratio, iterated_ratio: defaults of the ratio rule for updates that are
-    linearised once and for iterated ones, chosen on real image features (one epoch, 1 to 16 shots, 8 to 53 classes):
-    NLL is flat between a third and three times them.
-    of_softmax: whether ŷ saturates where the model is sure, so that the ratio alone could ask for any P₀.
+    adaptive: whether `update` wants the second moment of each batch.
+    model_based: whether R comes from the prediction itself.
+    level: the mean variance, for the log; None if it differs from image to image.
     """
 
-    scalar = False
-    of_softmax = False
-    ratio = iterated_ratio = 0.4
+    adaptive = False
+    model_based = False
+    level: float | None = None
 
-    def default_noise(self) -> Noise:
-        return ResidualNoise()
+    def initialise(self, variance: Tensor, m: int) -> None:  # noqa: B027
+        """R₀ = variance · I [m, m], as the first batch suggests it before any update (Observation.first_variance)."""
 
     @abstractmethod
-    def outputs(self, logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
-        """e = y − ŷ [b, m], (∂ŷ/∂logits)ᵀ [b, C, m], and the model's own variances [b, m] where it has them."""
+    def whiten(
+        self, error: Tensor, columns: Tensor, variance: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """R^-½ e [b, m], columns R^-½ᵀ [b, C, m] and log det R [b].
 
-    def first_variance(self, logits: Tensor, targets: Tensor, scale: float = 1.0) -> Tensor:
-        """R₀ of a noise that is to be estimated: the mean of e² over the first batch.
-
-        The e of a softmax output vanishes where the model is sure and right: there one more image counts, of which the
-        model knows nothing (logits 0). Ours: without it a first batch of one such image makes outliers of all others.
+        error, columns: e [b, m] and columns [b, C, m].
+        variance: the model's own [b, m], where the observation has one.
         """
-        squares = lambda z: self.outputs(z, targets, scale)[0].square().mean()
-        if not self.of_softmax:
-            return squares(logits)
-        return (len(logits) * squares(logits) + squares(torch.zeros_like(logits))) / (len(logits) + 1)
 
-    def check(self, noise: Noise, scale_is_trainable: bool) -> None:  # noqa: B027
-        """Raises ValueError if this observation cannot go with the noise or with a trainable log_scale."""
+    def update(self, moment: Tensor, images: int) -> None:  # noqa: B027
+        """Takes in the mean of R^-½ (ε εᵀ + H P⁺ Hᵀ) R^-½ᵀ [m, m] over a block's images, R as it was during its update."""
 
-    def measure(self, logits: Tensor, targets: Tensor, noise: Noise, scale: float = 1.0) -> Measurement:
-        """Whitened measurement of logits [b, C] (any dtype); scale: the logits' factor, for `cosine`."""
-        error, columns, variance = self.outputs(logits.double(), targets, scale)
-        residual, columns, log_det = noise.whiten(error, columns, variance)
-        m = error.shape[1]
-        log_likelihood = -(residual.square().sum(-1) + log_det + m * math.log(2 * math.pi)) / 2
-        return Measurement(residual, log_likelihood, m, columns)
+    def state_dict(self) -> dict[str, Any]:
+        return {}
 
-    def reference(self, logits: Tensor, targets: Tensor, noise: Noise, scale: float = 1.0) -> Measurement:
-        """The measurement against which the ratio rule sets P₀: mean of diag(H P₀ Hᵀ)/R₀ over outputs."""
-        return self.measure(logits, targets, noise, scale)
-
-    def loss(self, logits: Tensor, targets: Tensor, measurement: Measurement) -> Tensor:
-        """What a step reports: mean cross-entropy of the batch."""
-        return F.cross_entropy(logits.double(), targets)
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Takes back what `state_dict` gave."""
 
 
-class Categorical(Observation):
-    """ŷ = π = softmax(logits), y one-hot, R = diag(π) − ππᵀ: the categorical likelihood, linearised.
+class ModelNoise(Noise):
+    """R is what the model itself predicts (Ollivier 2018: R = Cov(y | ŷ)); nothing to estimate."""
 
-    One step is a natural-gradient step on cross-entropy with P⁺ as inverse Fisher (Ollivier 2018). The
-    whitened form is ours. m = C of which C − 1 matter: √π spans the kernel of Q, and r is orthogonal to it.
+    model_based = True
 
-    merge: classes other than y whose probabilities sum to at most this in each image of a block are
-        observed as one (ours). That is the exact likelihood of a coarser label: the gradient stays y − π to
-        the last digit, and the curvature loses merge · Cov(logits within the tail), so P can only be a
-        little too wide. m falls from C to the number of likely classes, and the cost of an image from C² p
-        to m² p. 0 merges nothing; `categorical_merged` has 0.1.
+    def whiten(
+        self, error: Tensor, columns: Tensor, variance: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if variance is None:
+            raise ValueError("this observation has no noise of its own: use noise='fixed' or 'residual'")
+        std = variance.sqrt()
+        return error / std, columns / std[:, None, :], variance.log().sum(-1)
+
+
+class FixedNoise(Noise):
+    """R = variance · I."""
+
+    @checked
+    def __init__(self, variance: Positive = 1.0):
+        self.variance = self.level = variance
+
+    def whiten(
+        self, error: Tensor, columns: Tensor, variance: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        std = math.sqrt(self.variance)
+        log_det = error.new_full(error.shape[:1], error.shape[1] * math.log(self.variance))
+        return error / std, columns / std, log_det
+
+
+class ResidualNoise(Noise):
+    """R ← βᵇ R + (1 − βᵇ) mean_i (ε εᵀ + H P⁺ Hᵀ) after each block of b images: positive definite by construction.
+
+    ε is the *posterior* residual (Mehra 1970; Akhlaghi et al. 2017, arXiv 1702.00884), taken in the linearised model, where
+    it costs nothing, since in whitened coordinates
+
+        ε = S⁻¹ r   and   H P⁺ Hᵀ = I − S⁻¹.
+
+    beta: forgetting factor an image.
+    shape: scalar (mean over outputs), or full m × m.
+    initial: R₀ (a variance); None: from the first batch.
+    floor: added to R when it is used.
     """
 
-    ratio = 3.0
-    iterated_ratio = 10.0
+    adaptive = True
 
-    def __init__(self, merge: float = 0.0):
-        if not 0 <= merge < 1:
-            raise ValueError(f"merge must lie in [0, 1), got {merge}")
-        self.merge = merge
+    @checked
+    def __init__(
+        self,
+        beta: Fraction = 0.9995,
+        shape: Literal["scalar", "full"] = "scalar",
+        initial: Positive | None = None,
+        floor: NonNegative = 1e-4,
+    ):
+        self.beta, self.full, self.initial, self.floor = beta, shape == "full", initial, floor
+        self.R: Tensor | None = None  # [] or [m, m], float64, without the floor
 
-    def default_noise(self) -> Noise:
-        return ModelNoise()
+    def initialise(self, variance: Tensor, m: int) -> None:
+        if self.initial is not None:
+            variance = variance.new_tensor(self.initial)
+        one = torch.eye(m) if self.full else torch.ones(())
+        self.R = variance.double() * one.to(variance.device, torch.float64)
 
-    def check(self, noise: Noise, scale_is_trainable: bool) -> None:
-        if not noise.model_based:
-            raise ValueError("observation 'categorical' has its own noise: use noise='model', or 'probs'")
+    def _floored(self) -> Tensor:
+        if self.R is None:
+            raise RuntimeError("the noise has seen no batch yet")
+        if self.full:
+            return self.R + self.floor * torch.eye(len(self.R), dtype=self.R.dtype, device=self.R.device)
+        return self.R + self.floor
 
-    def outputs(self, logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
-        raise NotImplementedError("the categorical measurement is whitened in closed form")
+    def whiten(
+        self, error: Tensor, columns: Tensor, variance: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        R = self._floored()
+        if self.full:
+            L = torch.linalg.cholesky(R)
+            white = torch.linalg.solve_triangular(L, error.mT, upper=False).mT
+            tall = torch.linalg.solve_triangular(L, columns.mT, upper=False).mT
+            return white, tall, 2 * L.diagonal().log().sum().expand(len(error))
+        std, log_det = R.sqrt(), R.log().expand(error.shape[1]).sum()
+        return error / std, columns / std, log_det.expand(len(error))
 
-    def measure(self, logits: Tensor, targets: Tensor, noise: Noise, scale: float = 1.0) -> Measurement:
-        log_pi = F.log_softmax(logits.double(), dim=-1).clamp(min=LOWEST_LOG_PROBABILITY)
-        root = log_pi.div(2).exp_()
-        own = log_pi.gather(1, targets[:, None])
-        at_target = own.div(-2).sinh_().mul_(2)  # (1 − π_y)/√π_y
-        kept = self._kept(log_pi, targets)
-        if kept is None:
-            residual = (-root).scatter(1, targets[:, None], at_target)
-            return CategoricalMeasurement(residual, own[:, 0], max(logits.shape[1] - 1, 1), root)
-        tail = log_pi.exp().scatter(1, kept, 0.0)
-        mass = tail.sum(1, keepdim=True)
-        root = torch.cat([root.gather(1, kept), mass.sqrt()], dim=1)
-        residual = torch.cat([at_target, -root[:, 1:]], dim=1)
-        return MergedMeasurement(
-            residual, own[:, 0], kept.shape[1], root, kept, tail / mass.clamp(min=1e-300)
-        )
+    def update(self, moment: Tensor, images: int) -> None:
+        R, kept = self._floored(), self.beta**images
+        if self.full:
+            L = torch.linalg.cholesky(R)
+            new = L @ moment @ L.mT
+            new = (new + new.mT) / 2
+        else:
+            new = R * moment.diagonal().mean()
+        if not torch.isfinite(new).all():
+            raise FloatingPointError("the estimated noise is not finite; step refused")
+        self.R = kept * self.R + (1 - kept) * new  # type: ignore[operator]
 
-    def loss(self, logits: Tensor, targets: Tensor, measurement: Measurement) -> Tensor:
-        return -measurement.log_likelihood.mean()
+    @property
+    def level(self) -> float:  # type: ignore[override]
+        R = self._floored()
+        return float(R.diagonal().mean() if self.full else R)
 
-    def _kept(self, log_pi: Tensor, targets: Tensor) -> Tensor | None:
-        """The classes [b, k] to keep apart, y first; None if merging would not halve their number."""
-        C = log_pi.shape[1]
-        if not self.merge or C <= 4:
-            return None
-        others = log_pi.scatter(1, targets[:, None], -torch.inf)
-        ascending, order = others.sort(dim=1)
-        tails = ascending.exp().cumsum(1)  # mass up to each place
-        k = int((tails.amax(0) > self.merge).sum())
-        if 2 * (k + 2) > C:
-            return None
-        return torch.cat([targets[:, None], order[:, C - k :]], dim=1)
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.R is None else {"R": self.R.clone()}
 
-    def reference(self, logits: Tensor, targets: Tensor, noise: Noise, scale: float = 1.0) -> Measurement:
-        """The centred logits, z_c − mean z, with unit noise: the ratio is their mean prior variance, in nats².
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.R = state["R"].clone() if "R" in state else None
 
-        Not R = W, the whitened measurement itself: where the model is sure W vanishes, so a ratio to it
-        asks for an enormous P₀, while the softmax is linear over a change of about one nat of its logits
-        however sure it is.
-        """
-        return centred_logits(logits)
+
+class Gate(ABC):
+    """Weights of the images of a block.
+
+    quantile: of the χ² distribution with as many degrees of freedom as an observation has (C − 1 for the
+        categorical one); the threshold c. For a categorical observation rᵀr = 1/π_y − 1 is heavy-tailed, so
+        far more than 1 − quantile of the images are gated while the model is still poor: use a high
+        quantile.
+    """
+
+    active = True
+
+    @checked
+    def __init__(self, quantile: Quantile = 0.99):
+        self.quantile = quantile
+
+    def threshold(self, dof: int) -> float:
+        """c for so many degrees of freedom."""
+        return float(chi2.ppf(self.quantile, max(dof, 1)))
+
+    @abstractmethod
+    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
+        """w [b] from d² [b] and rᵀr [b], float64."""
+
+
+class NoGate(Gate):
+    """Believes everything: w = 1."""
+
+    active = False
+
+    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
+        return torch.ones_like(mahalanobis)
+
+
+class MahalanobisHard(Gate):
+    """w = 1 if d² ≤ c, else 0: the image is left out (its mean and covariance increments vanish)."""
+
+    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
+        return (mahalanobis <= self.threshold(dof)).double()
+
+
+class MahalanobisSoft(Gate):
+    """w = min(1, c / d²): the noise of an outlier is inflated until it is about on the threshold."""
+
+    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
+        return (self.threshold(dof) / mahalanobis.clamp(min=torch.finfo(torch.float64).tiny)).clamp(max=1.0)
+
+
+class InverseMultiQuadric(Gate):
+    """w = 1 / (1 + rᵀr / c): WoLF (arXiv 2405.05646) with W² = w and c² the χ² quantile (our choice of c).
+
+    Smooth and never zero, with a bounded influence of any one image on the posterior.
+    """
+
+    def weights(self, mahalanobis: Tensor, residual: Tensor, dof: int) -> Tensor:
+        return 1 / (1 + residual / self.threshold(dof))
 
 
 class Softmax(Observation):
     """ŷ = π_y, the probability of the true class; y = 1; R scalar: estimated, or π_y(1 − π_y) with noise='model'.
 
-    One scalar an image: a reading of arXiv 2511.01694 in which its similarity is the scaled class softmax
-    (`cosine` is the other). One backward pass for a batch, whatever C.
+    One scalar an image, so one backward pass for a batch, whatever C.
     """
 
     of_softmax = True
     scalar = True
 
-    def outputs(self, logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    def outputs(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         log_pi = F.log_softmax(logits, dim=-1).clamp(min=LOWEST_LOG_PROBABILITY)
         own = log_pi.gather(1, targets[:, None])
         rest = -torch.expm1(own)
@@ -177,42 +243,37 @@ class Softmax(Observation):
 class Cosine(Observation):
     """ŷ = logits_y / scale, the image's similarity to the text of its class; y = 1; R scalar, estimated.
 
-    The literal text of arXiv 2511.01694, ŷ = diag(SC(I, T)) with y the diagonal of an identity. It sees no
-    negatives: mapping every image onto every text is a minimiser, so it can collapse. Kept for faithful
-    comparison.
+    It sees no negatives: mapping every image onto every text is a minimiser, so it can collapse.
+
+    scale: the factor of the logits on the similarity; None: exp of the model's `log_scale`, or 1 where it has none.
     """
 
     scalar = True
 
-    def check(self, noise: Noise, scale_is_trainable: bool) -> None:
-        if scale_is_trainable:
-            raise ValueError("observation 'cosine' does not depend on the logit scale: freeze log_scale")
+    @checked
+    def __init__(self, scale: Positive | None = None):
+        self.scale, self.factor = scale, scale or 1.0
 
-    def outputs(self, logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
-        error = 1 - logits.gather(1, targets[:, None]) / scale
-        columns = F.one_hot(targets, logits.shape[1]).to(logits.dtype) / scale
+    def attach(self, model: nn.Module) -> None:
+        log_scale = getattr(model, "log_scale", None)
+        if self.scale is None and log_scale is not None:
+            self.factor = math.exp(float(log_scale.detach()))
+
+    def outputs(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        error = 1 - logits.gather(1, targets[:, None]) / self.factor
+        columns = F.one_hot(targets, logits.shape[1]).to(logits.dtype) / self.factor
         return error, columns[..., None], None
 
 
-class Logits(Observation):
-    """ŷ = logits [C], y one-hot; R estimated. LoKO (arXiv 2410.11551) with an affine output map (its map for
-    classification could not be read; `probs` is the likelier one)."""
-
-    def outputs(self, logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
-        C = logits.shape[1]
-        error = F.one_hot(targets, C).to(logits.dtype) - logits
-        return error, torch.eye(C, dtype=logits.dtype, device=logits.device).expand(len(logits), C, C), None
-
-
 class Probs(Observation):
-    """ŷ = π = softmax(logits) [C], y one-hot; R estimated: the observation of LoKO (arXiv 2410.11551).
+    """ŷ = π = softmax(logits) [C], y one-hot; R estimated.
 
     With R from the model this would be `categorical`; the C × C covariance is singular, so use that instead.
     """
 
     of_softmax = True
 
-    def outputs(self, logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    def outputs(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         pi = F.softmax(logits, dim=-1)
         error = F.one_hot(targets, logits.shape[1]).to(logits.dtype) - pi
         return error, torch.diag_embed(pi) - pi[:, :, None] * pi[:, None, :], None
@@ -221,10 +282,12 @@ class Probs(Observation):
 class Gaussian(Observation):
     """ŷ = the outputs [C], y real [b, C]; R fixed or estimated: regression, and the exact case in the tests."""
 
-    def default_noise(self) -> Noise:
-        return FixedNoise()
+    default_noise = "fixed"
 
-    def outputs(self, logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _check_values(self, targets: Tensor, classes: int) -> None:
+        check_finite(targets, "targets")
+
+    def outputs(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         C = logits.shape[1]
         eye = torch.eye(C, dtype=logits.dtype, device=logits.device).expand(len(logits), C, C)
         return targets.to(logits.dtype).reshape(logits.shape) - logits, eye, None
@@ -232,19 +295,3 @@ class Gaussian(Observation):
     def loss(self, logits: Tensor, targets: Tensor, measurement: Measurement) -> Tensor:
         """Mean negative log N(y; ŷ, R) a row."""
         return -measurement.log_likelihood.mean()
-
-
-OBSERVATIONS: dict[str, Callable[[], Observation]] = {
-    "categorical": Categorical,
-    "categorical_merged": partial(Categorical, merge=0.1),
-    "softmax": Softmax,
-    "cosine": Cosine,
-    "logits": Logits,
-    "probs": Probs,
-    "gaussian": Gaussian,
-}
-
-
-def make_observation(observation: str | Observation) -> Observation:
-    """An observation model from its name in `OBSERVATIONS`, or the model itself."""
-    return named(observation, "observation", OBSERVATIONS)

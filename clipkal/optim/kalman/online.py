@@ -1,4 +1,16 @@
-"""`kalman_online`: the extended Kalman filter on cross-entropy, one pass over the shots, a block of images at a time."""
+"""`kalman_online`: the extended Kalman filter on cross-entropy, one pass over the shots, a block of images at a time.
+
+    papers                                                 computed by
+    R = diag(π) − ππᵀ, H = R ∂logits/∂θ                    categorical.py `Categorical.measure`, model/bilinear.py
+    S = H P Hᵀ + R, K = P Hᵀ S⁻¹ (for R = Q Qᵀ whitened)   categorical.py `condition_rows`
+    θ_{i+1} = θ + K_i (y − π_i − H_i (θ − θ_i)), i = 1, …   categorical.py `Ascent`
+    θ ← θ + K e;  P ← P − K H P                            covariance/subspace.py `Subspace`
+
+Papers: with R of the categorical likelihood an extended Kalman step is an online natural-gradient step on cross-entropy
+(Ollivier 2018, arXiv 1703.00209); iterating it is Gauss–Newton on the block (Bell & Cathey 1993). Ours: the logit-space form,
+P diagonal in the basis of the data (models that are not bilinear: in the parameters' own axes, linearised once), unlikely
+classes merged, P₀ by the ratio rule and draws at unit temperature (prior.py), tempering over epochs.
+"""
 
 from typing import Any
 
@@ -10,9 +22,9 @@ from clipkal.optim.kalman.filter import KalmanFilter
 class OnlineKalman(KalmanFilter):
     """Our best sequential filter: categorical likelihood, iterated updates, a diagonal P in the basis of the data.
 
-    Extended Kalman = online natural gradient on cross-entropy (Ollivier 2018, arXiv 1703.00209), iterated per block
-    (Bell & Cathey 1993). Ours: the logit-space form, the subspace (models that are not bilinear: the plain diagonal,
-    linearised once), unlikely classes merged, P₀ by the ratio rule, draws at unit temperature, tempering over epochs.
+    Args:
+        model: see `KalmanFilter`.
+        settings: any of `KalmanFilter`.
     """
 
     def __init__(self, model: nn.Module, **settings: Any):

@@ -7,20 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from clipkal.optim.kalman.covariance import Covariance
-from clipkal.optim.linalg import normal, psd_root
-from clipkal.optim.model.bilinear import BilinearRoute
-from clipkal.optim.model.hooks import MOST_ROWS
-from clipkal.optim.model.jacobian import JacobianRoute
-from clipkal.optim.model.parameters import ParameterVector
+from clipkal.optim.kalman.covariance.diagonal import Covariance
+from clipkal.optim.kalman.update import psd_root
+from clipkal.optim.linalg import normal
+from clipkal.optim.model.jacobian import MOST_ROWS, JacobianRoute, ParameterVector
 
 
 class LinearisedPosterior:
-    """The posterior half of `KalmanFilter`.
+    """The posterior half of `KalmanFilter`. In a data-parallel run every process answers for its own inputs.
 
-    vector: θ̄, the parameters of plain_model. prior_variance: None until the first batch. temperature: T times P is
-    what draws and covariances are of. memory: bytes that draws of θ may take. In a data-parallel run every process
-    answers for its own inputs.
+    vector: θ̄, the parameters of plain_model.
+    prior_variance: None until the first batch.
+    temperature: T times P is what draws and covariances are of.
+    memory: bytes that draws of θ may take.
     """
 
     independent_draws = True
@@ -38,9 +37,10 @@ class LinearisedPosterior:
 
         They are drawn from their own Gaussian, with the model linearised at θ̄, as the filter saw it: C backward passes, or
         none for a bilinear model. Beyond MOST_ROWS classes θ is drawn and the model called n times: joint over images too.
+        Raises RuntimeError before the first batch.
         """
         self._check_started()
-        if isinstance(self.route, BilinearRoute):
+        if self.route.images_that_fit(self.memory, 1) is None:
             jacobian = self.route.linearise(inputs)
             with torch.autocast(self.vector.device.type, enabled=False):
                 noise = self.covariance.logit_noise(jacobian, n, generator)
@@ -48,14 +48,14 @@ class LinearisedPosterior:
                 return jacobian.logits + noise.mul_(math.sqrt(self.temperature))
         logits = self.plain_model(inputs)
         if logits.shape[1] > MOST_ROWS:
-            return torch.stack([self._logits_at(theta, inputs) for theta in self._draws(n, generator)])
+            return torch.stack([self._logits_at(theta, inputs) for theta in self._samples(n, generator)])
         root = psd_root(self.logit_covariance(inputs)).to(self.vector.dtype)
         noise = normal((n, *logits.shape), root, generator)
         return logits + torch.einsum("bck,nbk->nbc", root, noise).to(logits.dtype)
 
     @torch.no_grad()
     def logit_covariance(self, inputs: Tensor) -> Tensor:
-        """Linearised covariance of the logits T J P Jᵀ of each image, [B, C, C] float64."""
+        """Linearised covariance of the logits T J P Jᵀ of each image, [B, C, C] float64; RuntimeError before the first batch."""
         self._check_started()
         parts = []
         for chunk in inputs.split(self._images_at_once(inputs)):
@@ -66,12 +66,11 @@ class LinearisedPosterior:
 
     def _images_at_once(self, inputs: Tensor) -> int:
         """How many images' Jacobians fit into `memory`; all of them where they need not be formed."""
-        if isinstance(self.route, BilinearRoute):
-            return len(inputs)
-        classes = self.plain_model(inputs[:1]).shape[1]
-        return max(1, self.memory // (classes * self.vector.size * self.vector.dtype.itemsize))
+        rows = self.route.images_that_fit(self.memory, 1)
+        return len(inputs) if rows is None else max(1, rows // self.plain_model(inputs[:1]).shape[1])
 
-    def _draws(self, n: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+    def _samples(self, n: int, generator: torch.Generator | None) -> Iterator[Tensor]:
+        """n draws of θ [n]."""
         mean = self.vector.gather()
         chunk = max(1, self.memory // (mean.element_size() * self.vector.size))
         for start in range(0, n, chunk):

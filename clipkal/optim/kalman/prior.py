@@ -3,11 +3,8 @@
 p₀ is such that on the first batch the mean over images and outputs of diag(H P₀ Hᵀ)/R₀ has a given value: far above 1
 the filter leaves the range in which its linearisation holds, whatever the algebra; far below it learns nothing.
 
-P₀ by the filter's own evidence is not offered, because it was tried and chooses badly. Measured on real features (8 to 53
-classes, 1 to 16 shots, one pass, ratios 1 to 40): linearised once, the evidence is not that of a distribution over labels
-and reaches +2 to +4 nats an image where the filter diverges; iterated it is a Laplace evidence, sane and falling from ratio
-3 on, while the NLL of the next batch before it is taken in, and of held-out images, falls up to ratio 10 to 20. As in
-function space (hyper.py) it scores an average over a prior that is far wider than the plug-in needs.
+P₀ by the filter's own evidence is not offered, because it chooses badly: linearised once, the evidence is not that of a
+distribution over labels, and iterated it scores an average over a prior that is far wider than the plug-in needs.
 """
 
 import math
@@ -16,23 +13,29 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
-from clipkal.optim.model.jacobian import Jacobian
-from clipkal.optim.model.measurement import Measurement, centred_logits
-from clipkal.optim.model.parameters import ParameterVector
+from clipkal.optim.kalman.update import Measurement
+from clipkal.optim.model.jacobian import Jacobian, ParameterVector
 
-# Variances of parameters that the rule leaves alone: a factor e^±½ on the logits.
-PRIORS = {"log_scale": 0.25}
-# Prior variance of centred logits beyond which linearised softmax outputs mislead (measured on real features).
 WIDEST_LOGITS = 10.0
+"""Prior variance of centred logits beyond which linearised softmax outputs mislead."""
 
 
-def ratio_prior(
+def centred_logits(logits: Tensor) -> Measurement:
+    """z_c − mean z [b, C] with unit noise: what the ratio rule and its bound are measured on; no residual."""
+    b, C = logits.shape
+    centring = torch.eye(C, dtype=torch.float64, device=logits.device) - 1 / C
+    nothing = torch.zeros(b, C, dtype=torch.float64, device=logits.device)
+    return Measurement(nothing, nothing[:, 0], max(C - 1, 1), centring.expand(b, C, C))
+
+
+def p0_by_ratio(
     jacobian: Jacobian, reference: Measurement, ratio: float, of_softmax: bool, apart: Collection[str]
 ) -> float:
     """p₀ for a reference measurement of the first batch; infinite if its Jacobian is zero.
 
     of_softmax: bound p₀ by WIDEST_LOGITS as well: where the model is sure, H of a softmax output vanishes, and its
-    ratio alone could ask for any p₀. apart: names of the parameters with variances of their own.
+        ratio alone could ask for any p₀.
+    apart: names of the parameters with variances of their own.
     """
     p0 = _p0_for(jacobian, reference, ratio, apart)
     if of_softmax:
@@ -49,7 +52,7 @@ def _p0_for(jacobian: Jacobian, reference: Measurement, ratio: float, apart: Col
 
 
 def unit_temperature(jacobian: Jacobian, p0: float, apart: Collection[str]) -> float:
-    """T ≤ 1 for which draws from the prior p₀ have logits of unit variance, as function_space's temperature="unit".
+    """T ≤ 1 for which draws from the prior p₀ have logits of unit variance, as temperature="unit" of `Kalman`.
 
     At p₀ large enough to learn from few images nearly all the variance at a new image is prior variance, which no
     image has seen; at T = 1 the average over draws is then far under-confident, though its mean predicts well.

@@ -1,4 +1,17 @@
-"""`rkalman`: the gradient-regularised Kalman filter."""
+"""`rkalman`: the gradient-regularised Kalman filter, R-Kalman of Gradient Regularized Natural Gradients (arXiv 2601.18420).
+
+    paper                                                  computed by
+    ℓ_G(θ) = ℓ(θ) + ρ/2 ‖∇ℓ(θ)‖²                           the objective; no Fisher matrix is inverted
+
+    ours, from it                                          computed by
+    λ_k = ρ ‖H_kᵀ R_k⁻¹ e_k‖²  (= ρ ‖∇ℓ‖²)                 filter.py `KalmanFilter._predict`, `Jacobian.gradient_norm2`
+    P̃  = (P⁻¹ + λ_k I)⁻¹;  diagonal: p̃ = p / (1 + λ_k p)   covariance/diagonal.py `Diagonal.shrink`
+    θ ← θ + K e, P ← P̃ − K H P̃, with S and K of P̃          online.py says where
+    P ← (P⁻¹ − λ_k I)⁻¹                                    covariance/diagonal.py `Diagonal.unshrink`
+
+P̃ is exactly what a pseudo-observation θ_k = θ_{k−1} + N(0, I/λ_k) leaves. Ours too: all of `OnlineKalman`, ρ relative to the
+first batch, and λ_k used for the gain only (store_regularisation=True keeps it in P, which then loses plasticity for good).
+"""
 
 from typing import Any
 
@@ -8,12 +21,12 @@ from clipkal.optim.kalman.online import OnlineKalman
 
 
 class RKalman(OnlineKalman):
-    """R-Kalman of Gradient Regularized Natural Gradients (arXiv 2601.18420): λ_k = ρ‖HᵀR⁻¹e‖² shrinks P first.
+    """R-Kalman (arXiv 2601.18420), reconstructed: λ_k = ρ‖HᵀR⁻¹e‖² shrinks P before the step of `OnlineKalman`.
 
-    The paper's equations could not be read: P̃ = (P⁻¹ + λ_k I)⁻¹ follows from its objective ℓ + ρ/2 ‖∇ℓ‖²,
-    and equals a pseudo-observation θ_k = θ_{k−1} + N(0, I/λ_k). Ours: all of `OnlineKalman`, ρ relative to the first
-    batch, and λ_k used for the gain only (store_regularisation=True keeps it in P, which then loses plasticity for
-    good).
+    Args:
+        model: see `KalmanFilter`.
+        rho: ρ, relative to the first batch unless rho_as="absolute".
+        settings: any other of `KalmanFilter`.
     """
 
     def __init__(self, model: nn.Module, rho: float = 0.1, **settings: Any):

@@ -19,10 +19,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clipkal.optim.model.measurement import EVERY
-
 Group = dist.ProcessGroup
 Key = TypeVar("Key")
+EVERY = slice(None)
 
 
 def world_size(group: Group | None = None) -> int:

@@ -1,11 +1,12 @@
 """P⁻¹ = diag(υ) + W Wᵀ with W of rank L: LO-FI (Chang et al. 2023, arXiv 2305.19535), diagonal form.
 
     W̃ = [W, H̃ᵀ D]                       the exact posterior precision is υ + W̃ W̃ᵀ
-    θ ← θ + P H̃ᵀ a,  P = υ⁻¹ − υ⁻¹ W (I + Wᵀ υ⁻¹ W)⁻¹ Wᵀ υ⁻¹           the gain, of the prior P: no
-    approximation W ← the L leading left singular directions of W̃;  υ ← υ + rowsum(dropped²)
+    θ ← θ + P H̃ᵀ a                      P = υ⁻¹ − υ⁻¹ W (I + Wᵀ υ⁻¹ W)⁻¹ Wᵀ υ⁻¹, the gain of the prior P: no approximation
+    W ← the L leading left singular directions of W̃
+    υ ← υ + rowsum(dropped²)
+
 What is dropped from W is kept on the diagonal, so every marginal precision is right. With L ≥ n nothing is
-lost and this is the dense filter. Read from probml/rebayes and petergchang/bong for the form; the gain is
-written here with the prior P and S, which is the same thing.
+lost and this is the dense filter. The gain is written here with the prior P and S, which is the same thing as the paper's.
 
 Cost of a block of k outputs: (L + k)² n flop, a (L + k) eigenproblem. Memory: (L + 1 + k) n.
 """
@@ -14,20 +15,21 @@ import torch
 from torch import Tensor
 
 from clipkal.optim.base import check_finite
-from clipkal.optim.kalman.covariance.base import Covariance, class_cotangents
-from clipkal.optim.kalman.innovation import Innovation, Weigher, innovate
-from clipkal.optim.linalg import gram_matrix, normal, unit_cholesky
-from clipkal.optim.model.jacobian import Jacobian
-from clipkal.optim.model.measurement import Measurement
-from clipkal.optim.model.parameters import ParameterVector
+from clipkal.optim.kalman.covariance.diagonal import Covariance
+from clipkal.optim.kalman.update import Innovation, Measurement, Weigher, unit_cholesky
+from clipkal.optim.linalg import normal
+from clipkal.optim.model.jacobian import Jacobian, ParameterVector, gram_matrix
+from clipkal.settings import Steps, checked
 
 
-class LowRank(Covariance):
-    """rank: L. State: υ [n] and Wᵀ [≤ L, n]."""
+class DiagonalPlusLowRank(Covariance):
+    """State: υ [n] and Wᵀ [≤ L, n].
 
-    def __init__(self, rank: int = 32):
-        if rank < 0:
-            raise ValueError(f"rank must not be negative, got {rank}")
+    rank: L.
+    """
+
+    @checked
+    def __init__(self, rank: Steps = 32):
         self.rank = rank
 
     def allocate(self, vector: ParameterVector, prior: Tensor) -> None:
@@ -45,15 +47,14 @@ class LowRank(Covariance):
 
     def update(self, jacobian: Jacobian, measurement: Measurement, weigher: Weigher) -> Innovation:
         rows = jacobian.rows(measurement).to(self.diagonal.dtype)
-        b, m, n = rows.shape
-        H = rows.reshape(b * m, n)
+        H = rows.flatten(0, 1)
         gram, factor, HW = self._products(H)
-        innovation = innovate(gram.view(b, m, b, m), measurement, weigher)
+        innovation = measurement.condition(gram, weigher)
         a = innovation.vector.reshape(-1)
         inner = torch.cholesky_solve((a @ HW)[:, None], factor)[:, 0]
         delta = (a.to(H.dtype) @ H - inner.to(H.dtype) @ self.rows) / self.diagonal
         check_finite(delta, "the change of the parameters")
-        root = innovation.weights.sqrt().repeat_interleave(m).to(H.dtype)
+        root = innovation.weights.sqrt().repeat_interleave(rows.shape[1]).to(H.dtype)
         diagonal, kept = self._compress(torch.cat([self.rows, root[:, None] * H]))
         check_finite(diagonal, "the precision")
         self.vector.add_(delta)
@@ -70,9 +71,10 @@ class LowRank(Covariance):
         return self.diagonal + dropped.square().sum(0), kept.contiguous()
 
     def predict(self, fading: float, process_noise: float) -> None:
-        """Exactly P/λ + q I, in the same form: with δ = υ⁻¹/λ + q,
+        """Exactly P/λ + q I, in the same form (LO-FI's prediction): with δ = υ⁻¹/λ + q,
 
-        υ ← 1/δ and W ← (δ υ)⁻¹ W λ^-½ chol((I + q Wᵀ (υ² δ)⁻¹ υ W)⁻¹): LO-FI's prediction.
+        υ ← 1/δ
+        W ← (δ υ)⁻¹ W λ^-½ L⁻ᵀ,   L Lᵀ = I + q Wᵀ (υ δ)⁻¹ W.
         """
         delta = 1 / (fading * self.diagonal) + process_noise
         if len(self.rows):
@@ -82,18 +84,19 @@ class LowRank(Covariance):
             self.rows = turned.to(self.rows.dtype) / (self.diagonal * delta * fading**0.5)
         self.diagonal = 1 / delta
 
-    def shrink(self, precision: float) -> None:
+    def shrink(self, strength: float) -> None:
         """υ ← υ + λ."""
         self.before_shrink = self.diagonal
-        self.diagonal = self.diagonal + precision
+        self.diagonal = self.diagonal + strength
 
-    def unshrink(self, precision: float) -> None:
+    def unshrink(self, strength: float) -> None:
         """υ ← υ − λ, and never below what it was."""
-        self.diagonal = torch.maximum(self.diagonal - precision, self.before_shrink)
+        self.diagonal = torch.maximum(self.diagonal - strength, self.before_shrink)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """υ^-½ (I + V Vᵀ)^-½ ε with V = υ^-½ W = U s Rᵀ, where (I + V Vᵀ)^-½ = I − V R c Rᵀ Vᵀ and
+        """υ^-½ (I + V Vᵀ)^-½ ε with V = υ^-½ W = U s Rᵀ, where
 
+        (I + V Vᵀ)^-½ = I − V R c Rᵀ Vᵀ
         c = (1 − (1 + s²)^-½)/s² = 1/(√(1 + s²)(1 + √(1 + s²))), which is harmless at s = 0.
         """
         noise = normal((n, len(self.diagonal)), self.diagonal, generator)
@@ -107,7 +110,7 @@ class LowRank(Covariance):
         return noise * scale
 
     def logit_covariance(self, jacobian: Jacobian) -> Tensor:
-        J = jacobian.pull(class_cotangents(jacobian)).to(self.diagonal.dtype)
+        J = jacobian.logit_rows().to(self.diagonal.dtype)
         return torch.stack([self._products(image)[0] for image in J])
 
     def tensors(self) -> dict[str, Tensor]:

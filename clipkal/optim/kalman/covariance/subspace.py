@@ -1,87 +1,98 @@
-"""P diagonal in an orthonormal basis of what classes and images have shown, and p₀ I outside it.
+"""P diagonal in the basis of the data: the diagonal filter in projected coordinates."""
 
-The matrix W [p, q] of a bilinear model is only ever seen through left W right: through the span U [p, t] of the class
-factors (t ≤ C) and the span V [q, r] of the images so far (r ≤ N). Everywhere else the posterior is the prior, which
-is isotropic, so any orthonormal basis will do: P[a, b] belongs to u_a ⊗ v_b. U and V are eigenbases: of the class
-factors, and of what each batch adds to the span. There P is nearer to diagonal than in W's own axes, as for SOAP
-against Adam (arXiv 2409.11321), and it has t·r entries instead of p·q. One block is the diagonal filter's
-(bilinear.py) in these coordinates.
-
-The update may be iterated (categorical.py), which costs nothing of size p·q either. Measured on real features (10 to
-53 classes, 1 to 16 shots, one pass): with `iterations` the NLL falls, in and out of distribution, up to four to ten
-times the prior variance at which a single linearisation overshoots.
-
-Within a step the logits of later blocks follow from the change so far, C·r an image, and W is written once, at
-its end: t·q·(p + r) flop. A batch of B costs B·q·r for its coordinates. Memory: p·t + q·r + t·r.
-"""
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from clipkal.optim.base import check_finite
-from clipkal.optim.kalman.covariance.base import Covariance
-from clipkal.optim.kalman.covariance.bilinear import logit_covariance, logit_noise, solve_block
-from clipkal.optim.kalman.covariance.diagonal import FLOOR, fall_, unshrunk
-from clipkal.optim.kalman.innovation import Innovation, Weigher
+from clipkal.optim.kalman.covariance.diagonal import Diagonal
 from clipkal.optim.linalg import normal
-from clipkal.optim.model.bilinear import FEW_CLASSES, BilinearJacobian
-from clipkal.optim.model.jacobian import Jacobian
-from clipkal.optim.model.measurement import Measurement
-from clipkal.optim.model.parameters import ParameterVector
+from clipkal.optim.model.bilinear import BilinearJacobian
+from clipkal.optim.model.jacobian import Jacobian, ParameterVector
+from clipkal.settings import Count, checked
 
-NEW = 1e-6  # a batch widens a basis if it holds more than this share of a squared row outside it
+NEW = 1e-6
+"""A batch widens a basis if it holds more than this share of a squared row outside it."""
 
 
-class Subspace(Covariance):
-    """iterations: how often a block is linearised at most, for the categorical observation; 1: extended Kalman filter.
+@dataclass
+class ProjectedJacobian(BilinearJacobian):
+    """J in the coordinates of two bases: left [C, t], right [b, r]; they are the parameters, and `change` [t, r] their move."""
 
-    State: Uᵀ [t, p], Vᵀ [r, q], P [t, r], p₀ outside, and the variance [e] of a trainable log_scale.
+    change: Tensor | None = None
+
+    def move(self, variance: Tensor, gain: Tensor) -> None:
+        assert self.change is not None
+        self.change.addcmul_(variance, gain)
+
+    def relinearised(self, images: slice) -> BilinearJacobian:
+        """Without the model: the logits are affine in W."""
+        assert self.change is not None
+        part = self.part(images, self.logits[images])
+        with torch.autocast(part.logits.device.type, enabled=False):
+            part.logits = part.logits + (part.right @ self.change.mT @ part.left.mT).to(part.logits.dtype)
+        return part
+
+
+class Subspace(Diagonal):
+    """P diagonal in an orthonormal basis of what classes and images have shown, and p₀ I outside it.
+
+    The matrix W [p, q] of a bilinear model is only ever seen through left W right: through the span U [p, t] of the class
+    factors (t ≤ C) and the span V [q, r] of the images so far (r ≤ N). Everywhere else the posterior is the prior, which
+    is isotropic, so any orthonormal basis will do: P[a, b] belongs to u_a ⊗ v_b. U and V are eigenbases: of the class
+    factors, and of what each batch adds to the span. There P is nearer to diagonal than in W's own axes, as for SOAP
+    against Adam (arXiv 2409.11321), and it has t·r entries instead of p·q. One block is the diagonal filter's in these
+    coordinates; that it may be iterated costs nothing of size p·q either.
+
+    Within a step the logits of later blocks follow from the change so far, C·r an image, and W is written once, at
+    its end: t·q·(p + r) flop. A batch of B costs B·q·r for its coordinates. Memory: p·t + q·r + t·r.
+
+    State: Uᵀ [t, p], Vᵀ [r, q], P [t, r] and p₀ outside.
     """
 
-    grows = True
+    names = ("left", "right", "variance", "outside", "floor")
 
-    def __init__(self, iterations: int = 20):
-        if iterations < 1:
-            raise ValueError(f"iterations must be positive, got {iterations}")
-        self.iterations = iterations
+    @checked
+    def __init__(self, iterations: Count = 20):
+        super().__init__(iterations)
 
     def allocate(self, vector: ParameterVector, prior: Tensor) -> None:
-        if not set(vector.names) <= {"weight", "log_scale"} or len(vector.shapes.get("weight", ())) != 2:
+        if vector.names != ["weight"] or len(vector.shapes["weight"]) != 2:
             raise ValueError("covariance 'subspace' is for bilinear models; use diagonal or lowrank")
-        self.vector = vector
+        super().allocate(vector, prior[:1])
         p, q = vector.shapes["weight"]
-        prior = prior.to(vector.dtype)
-        self.outside = vector.view(prior, "weight")[0, 0].clone()
-        self.floor = FLOOR * self.outside
-        self.left, self.right = prior.new_zeros(0, p), prior.new_zeros(0, q)
-        self.variance = prior.new_zeros(0, 0)
-        has_scale = "log_scale" in vector.names
-        self.extra = vector.view(prior, "log_scale")[None].clone() if has_scale else prior.new_zeros(0)
+        self.outside = self.variance[0]
+        self.left, self.right = self.variance.new_zeros(0, p), self.variance.new_zeros(0, q)
+        self.variance = self.variance.new_zeros(0, 0)
         self.known: tuple[Tensor, Tensor] | None = None
-        self._nothing_pending()
 
-    @property
-    def moves_mean(self) -> bool:  # type: ignore[override]
-        return len(self.extra) > 0
+    @contextmanager
+    def transaction(self, jacobian: Jacobian, atomic: bool = True) -> Iterator[Jacobian]:
+        with super().transaction(jacobian):
+            projected = self._project(jacobian)
+            change = projected.change = torch.zeros_like(self.variance)
+            yield projected
+            check_finite(change, "the change of the parameters")
+        weight, moved = self.vector.parameters["weight"].data, change @ self.right
+        if weight.dtype == moved.dtype:
+            weight.addmm_(self.left.mT, moved)
+        else:
+            weight.add_((self.left.mT @ moved).to(weight.dtype))
 
-    def _nothing_pending(self) -> None:
-        self.pending = torch.zeros_like(self.variance)
-
-    # The coordinates
-
-    def prepare(self, jacobian: Jacobian) -> BilinearJacobian:
+    def _project(self, jacobian: Jacobian) -> ProjectedJacobian:
         """The Jacobian in coordinates of U and V, which grow by what it has outside."""
-        if not isinstance(jacobian, BilinearJacobian):
-            raise ValueError("covariance 'subspace' needs the bilinear route")
-        left = self._left_coordinates(jacobian.left)
-        self.right, right = grow(self.right, jacobian.right)
+        left, right = jacobian.factors()
+        left = self._left_coordinates(left)
+        self.right, right = grow(self.right, right)
         t, r = self.variance.shape
         wider = (0, len(self.right) - r, 0, len(self.left) - t)
         if any(wider):
             self.variance = pad(self.variance, wider, value=float(self.outside))
-            self._nothing_pending()  # nothing is, outside the updates of a step
-        return BilinearJacobian(jacobian.logits, left, right, jacobian.extra, jacobian.vector)
+        return ProjectedJacobian(jacobian.logits, left, right, jacobian.vector)
 
     def _left_coordinates(self, rows: Tensor) -> Tensor:
         """Those of the class factors [C, t], which seldom change from one batch to the next."""
@@ -92,101 +103,56 @@ class Subspace(Covariance):
             self.known = rows.clone(), rows @ self.left.mT
         return self.known[1]
 
-    def relinearise(self, prepared: Jacobian, images: slice) -> BilinearJacobian | None:
-        """The logits are affine in W; a trainable log_scale needs the model."""
-        assert isinstance(prepared, BilinearJacobian)
-        if len(self.extra):
-            return None
-        if len(prepared.left) <= FEW_CLASSES:
-            prepared.left_products()
-        part = prepared.at(images, prepared.logits[images])
-        part.logits = part.logits + (part.right @ self.pending.mT @ part.left.mT).to(part.logits.dtype)
-        return part
-
-    def update(self, jacobian: Jacobian, measurement: Measurement, weigher: Weigher) -> Innovation:
-        assert isinstance(jacobian, BilinearJacobian)
-        P = self.variance
-        block = solve_block(jacobian, P, self.extra, measurement, weigher, self.iterations)
-        block.check_finite()
-        self.pending.addcmul_(P, block.direction.mT.to(P.dtype) @ jacobian.right)
-        fall_(P, (block.curvature.to(block.products.dtype).mT @ block.products).to(P.dtype))
-        if len(self.extra):
-            self.settle()
-            scale = self.vector.parameters["log_scale"]
-            scale.data.add_((self.extra * block.extra_direction)[0].to(scale.dtype))
-            fall_(self.extra, block.extra_curvature.to(P.dtype))
-        return block.innovation
-
-    def settle(self) -> None:
-        check_finite(self.pending, "the change of the parameters")
-        weight = self.vector.parameters["weight"].data
-        change = self.pending @ self.right
-        if weight.dtype == change.dtype:
-            weight.addmm_(self.left.mT, change)
-        else:
-            weight.add_((self.left.mT @ change).to(weight.dtype))
-        self._nothing_pending()
-
-    # Between batches
-
     def predict(self, fading: float, process_noise: float) -> None:
-        wider = lambda x: torch.clamp(x / fading + process_noise, min=self.floor)
-        self.variance, self.outside, self.extra = wider(self.variance), wider(self.outside), wider(self.extra)
+        super().predict(fading, process_noise)
+        self.outside = torch.clamp(self.outside / fading + process_noise, min=self.floor)
 
-    def shrink(self, precision: float) -> None:
-        """p ← p / (1 + λ p)."""
-        self.before_shrink = self.variance, self.outside, self.extra
-        self.variance, self.outside, self.extra = (x / (1 + precision * x) for x in self.before_shrink)
+    def shrink(self, strength: float) -> None:
+        super().shrink(strength)
+        self.outside_before = self.outside
+        self.outside = self.outside / (1 + strength * self.outside)
 
-    def unshrink(self, precision: float) -> None:
-        variance, self.outside, extra = self.before_shrink
-        self.variance = unshrunk(variance, self.variance, precision)
-        self.extra = unshrunk(extra, self.extra, precision)
+    def unshrink(self, strength: float) -> None:
+        super().unshrink(strength)
+        self.outside = self.outside_before
 
-    # The posterior
-
-    def _anywhere(self, jacobian: Jacobian) -> tuple[BilinearJacobian, Tensor, Tensor]:
-        """Coordinates and variances with one more column: what an image has outside V, where P is p₀ I."""
-        assert isinstance(jacobian, BilinearJacobian)
-        left, right = jacobian.left @ self.left.mT, jacobian.right @ self.right.mT
-        rest = (jacobian.right.square().sum(1) - right.square().sum(1)).clamp(min=0).sqrt()
+    def _anywhere(self, jacobian: Jacobian) -> tuple[Jacobian, Tensor]:
+        """Coordinates and variances with what images and other classes have outside V and U, where P is p₀ I."""
+        left, whole = jacobian.factors()
+        _, left = grow(self.left, left)
+        right = whole @ self.right.mT
+        rest = (whole.square().sum(1) - right.square().sum(1)).clamp(min=0).sqrt()
+        wider = (0, 1, 0, left.shape[1] - len(self.left))
+        variance = pad(self.variance, wider, value=float(self.outside))
         right = torch.cat((right, rest[:, None]), 1)
-        variance = torch.cat((self.variance, self.outside.expand(len(left.mT), 1)), 1)
-        return (
-            BilinearJacobian(jacobian.logits, left, right, jacobian.extra, jacobian.vector),
-            variance,
-            self.extra,
-        )
+        return ProjectedJacobian(jacobian.logits, left, right, jacobian.vector), variance
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """√p₀ ε with its part in the span of U and V replaced by U (√P ∘ ε') Vᵀ."""
         noise = normal((n, *self.vector.shapes["weight"]), self.variance, generator) * self.outside.sqrt()
         inside = normal((n, *self.variance.shape), self.variance, generator) * self.variance.sqrt()
         weight = noise + self.left.mT @ (inside - self.left @ noise @ self.right.mT) @ self.right
-        parts = {"weight": weight}
-        if len(self.extra):
-            parts["log_scale"] = (normal((n, 1), self.variance, generator) * self.extra.sqrt())[:, 0]
-        return self.vector.flatten(parts, leading=1)
+        return weight.flatten(1)
 
     def logit_covariance(self, jacobian: Jacobian) -> Tensor:
-        return logit_covariance(*self._anywhere(jacobian))
+        projected, variance = self._anywhere(jacobian)
+        return projected.logit_covariance(variance)
 
-    def logit_noise(self, jacobian: Jacobian, n: int, generator: torch.Generator | None) -> Tensor:
-        return logit_noise(*self._anywhere(jacobian), n, generator).to(jacobian.logits.dtype)
+    def logit_noise(self, jacobian: Jacobian, n: int, generator: torch.Generator | None) -> Tensor | None:
+        projected, variance = self._anywhere(jacobian)
+        return projected.logit_noise(variance, n, generator)
 
     def tensors(self) -> dict[str, Tensor]:
-        names = "left right variance outside extra floor"
-        return {name: getattr(self, name) for name in names.split()}
+        return {name: getattr(self, name) for name in self.names}
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """Bases are never changed in place."""
-        return {**self.tensors(), "variance": self.variance.clone(), "extra": self.extra.clone()}
+    def snapshot(self) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Without θ, which only moves at the end of a step; bases are never changed in place."""
+        return None, {**self.tensors(), "variance": self.variance.clone()}
 
     def assign(self, tensors: dict[str, Tensor]) -> None:
-        for name, value in tensors.items():
-            setattr(self, name, value)
+        for name in self.names:
+            setattr(self, name, tensors[name])
         self.known = None
-        self._nothing_pending()
 
 
 def grow(basis: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

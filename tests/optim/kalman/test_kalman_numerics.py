@@ -6,11 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kalman_models import Bilinear
 
+from clipkal.optim.kalman.categorical import Categorical
 from clipkal.optim.kalman.filter import KalmanFilter
-from clipkal.optim.kalman.gates import make_gate
-from clipkal.optim.kalman.innovation import Weigher, innovate
-from clipkal.optim.kalman.noise import ModelNoise
-from clipkal.optim.kalman.observation import Categorical
+from clipkal.optim.kalman.observation import ModelNoise, NoGate
+from clipkal.optim.kalman.update import Weigher
 
 STEPS = 100
 
@@ -83,11 +82,9 @@ def test_s_is_symmetric_with_eigenvalues_of_at_least_one(
     S = torch.eye(2 * C).double() + gram
     torch.testing.assert_close(S, S.mT, rtol=1e-12, atol=1e-12)
     assert torch.linalg.eigvalsh(S).min() > 1 - 1e-9 * float(S.abs().max())
-    found = innovate(gram.view(2, C, 2, C), measurement, Weigher(make_gate("none")))
-    assert found.matrix is not None
-    precision = found.matrix.reshape(2 * C, 2 * C)
-    torch.testing.assert_close(precision, precision.mT, rtol=1e-9, atol=1e-12)
-    assert torch.linalg.eigvalsh(precision).max() <= 1 + 1e-9
+    found = measurement.condition(gram, Weigher(NoGate()))
+    torch.testing.assert_close(found.matrix, found.matrix.mT, rtol=1e-9, atol=1e-12)
+    assert torch.linalg.eigvalsh(found.matrix).max() <= 1 + 1e-9
     assert torch.isfinite(found.log_evidence)
 
 

@@ -1,9 +1,9 @@
-"""The linearised categorical block (covariance/categorical.py) against dense algebra."""
+"""The linearised categorical block (categorical.py) against dense algebra."""
 
 import pytest
 import torch
 
-from clipkal.optim.kalman.covariance.categorical import Linearised
+from clipkal.optim.kalman.categorical import Linearised
 
 
 def block(b: int, m: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -28,7 +28,7 @@ def test_score_curvature_and_determinant_are_those_of_the_dense_matrices(
     linear = Linearised(K, pi.sqrt(), weights.sqrt()[:, None] if weighted else None)
     N = torch.linalg.solve(system, R)
     assert torch.allclose(linear.curvature(), N, atol=1e-12)
-    assert torch.allclose(linear.solve(v), N @ v, atol=1e-12)
+    assert torch.allclose(linear.times(v), N @ v, atol=1e-12)
     assert torch.allclose(2 * linear.half_log_det(), torch.linalg.slogdet(system)[1], atol=1e-10)
 
 
@@ -38,5 +38,5 @@ def test_an_impossible_label_costs_no_accuracy() -> None:
     v = torch.tensor([600.0, -torch.inf, -torch.inf], dtype=torch.float64).exp()
     linear = Linearised(1e-12 * torch.ones(3, 3, dtype=torch.float64), (log_pi / 2).exp())
     expected = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
-    assert torch.allclose(linear.solve(v), expected, atol=1e-10)
+    assert torch.allclose(linear.times(v), expected, atol=1e-10)
     assert torch.allclose(linear.curvature() @ v, expected, atol=1e-10)

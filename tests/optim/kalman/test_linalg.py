@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from clipkal.optim.linalg import gram_matrix, log_det, pair_indices, psd_root, unit_cholesky
+from clipkal.optim.kalman.update import log_det, psd_root, unit_cholesky
+from clipkal.optim.model.bilinear import Pairs
+from clipkal.optim.model.jacobian import gram_matrix
 
 
 def test_unit_cholesky_factors_one_plus_gram_even_where_rounding_has_eaten_the_one() -> None:
@@ -31,11 +33,20 @@ def test_gram_matrix_is_the_weighted_product_whatever_the_chunk() -> None:
         torch.testing.assert_close(gram_matrix(rows, weights, chunk), expected)
 
 
-def test_pairs_count_a_symmetric_sum() -> None:
-    x = torch.randn(4, 4, dtype=torch.float64)
+def test_pairs_come_apart_and_together_and_count_a_symmetric_sum() -> None:
+    x = torch.randn(8, 8, dtype=torch.float64)
     x = x + x.mT
-    i, j, count = pair_indices(4, torch.device("cpu"))
-    torch.testing.assert_close((count * x[i, j]).sum(), x.sum())
+    for b in (1, 4):
+        pairs = Pairs(b, x.device)
+        parts = pairs.split(x)
+        torch.testing.assert_close(parts.diagonal(dim1=1, dim2=2).sum(), _trace_of_blocks(x, b))
+        single = parts if b == 1 else parts / pairs.count
+        torch.testing.assert_close(pairs.assemble(single), x)
+
+
+def _trace_of_blocks(x: torch.Tensor, b: int) -> torch.Tensor:
+    """Σ_ij trace of block (i, j)."""
+    return x.view(b, 8 // b, b, 8 // b).diagonal(dim1=1, dim2=3).sum()
 
 
 def test_psd_root() -> None:

@@ -4,13 +4,14 @@ import pytest
 import torch
 from kalman_models import batch, bilinear, full_jacobian, theta
 
-from clipkal.optim.kalman.covariance import Dense, LowRank
+from clipkal.optim.kalman.covariance.dense import Dense
+from clipkal.optim.kalman.covariance.lowrank import DiagonalPlusLowRank
 from clipkal.optim.kalman.filter import KalmanFilter
 
 SETTINGS = {"prior": 0.4, "block": 3}
 
 
-def _precision(covariance: LowRank) -> torch.Tensor:
+def _precision(covariance: DiagonalPlusLowRank) -> torch.Tensor:
     return torch.diag(covariance.diagonal) + covariance.rows.mT @ covariance.rows
 
 
@@ -23,7 +24,7 @@ def test_with_l_equal_n_it_is_the_dense_filter(extra: dict, store: bool) -> None
     models[1].load_state_dict(models[0].state_dict())
     filters = [
         KalmanFilter(model, covariance=covariance, store_regularisation=store, **SETTINGS, **extra)
-        for model, covariance in zip(models, (Dense(), LowRank(30)), strict=True)
+        for model, covariance in zip(models, (Dense(), DiagonalPlusLowRank(30)), strict=True)
     ]
     for _ in range(4):  # 4 × 8 × 4 rows: far more than 30, so the compression is at work
         x, y = batch()
@@ -45,27 +46,7 @@ def test_what_is_dropped_goes_to_the_diagonal() -> None:
     for rank in (0, 2, 7):
         fresh = bilinear()
         fresh.load_state_dict(model.state_dict())
-        filtered = KalmanFilter(fresh, covariance=LowRank(rank), prior=0.4, block=None)
+        filtered = KalmanFilter(fresh, covariance=DiagonalPlusLowRank(rank), prior=0.4, block=None)
         filtered.step(x, y)
         assert len(filtered.covariance.rows) == rank
         torch.testing.assert_close(_precision(filtered.covariance).diagonal(), 1 / 0.4 + information)
-
-
-def test_prediction_is_exact_in_the_same_form() -> None:
-    filtered = KalmanFilter(bilinear(), covariance=LowRank(5), prior=0.4)
-    filtered.step(*batch())
-    before = torch.linalg.inv(_precision(filtered.covariance))
-    filtered.covariance.predict(0.7, 0.03)
-    expected = before / 0.7 + 0.03 * torch.eye(30).double()
-    torch.testing.assert_close(torch.linalg.inv(_precision(filtered.covariance)), expected)
-
-
-def test_samples_have_the_covariance() -> None:
-    filtered = KalmanFilter(bilinear(), covariance=LowRank(5), prior=0.4)
-    x, y = batch()
-    filtered.step(x, y)
-    P = torch.linalg.inv(_precision(filtered.covariance))
-    draws = filtered.covariance.sample(40000, torch.Generator().manual_seed(0))
-    assert (draws.mT @ draws / 40000 - P).abs().max() < 0.03 * P.abs().max()
-    J = full_jacobian(filtered.model, x)
-    torch.testing.assert_close(filtered.logit_covariance(x), J @ P @ J.mT)

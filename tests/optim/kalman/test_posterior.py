@@ -6,7 +6,7 @@ from kalman_models import batch, bilinear, full_jacobian
 from torch import nn
 
 from clipkal.optim import KalmanFilter
-from clipkal.optim.model.hooks import MOST_ROWS
+from clipkal.optim.model.jacobian import MOST_ROWS
 
 
 def small_net(classes: int = 4) -> nn.Module:

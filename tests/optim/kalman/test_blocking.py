@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipkal.optim.kalman.blocking import LARGEST_SOLVE, joint_slices
+from clipkal.optim.kalman.filter import LARGEST_SOLVE, joint_slices
 
 counts = st.integers(1, 300)
 

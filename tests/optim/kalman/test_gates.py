@@ -8,15 +8,15 @@ from kalman_models import batch, bilinear, full_jacobian, theta
 from scipy.stats import chi2
 
 from clipkal.optim.kalman.filter import KalmanFilter
-from clipkal.optim.kalman.gates import GATES, MahalanobisHard, make_gate
-from clipkal.optim.kalman.observation import make_observation
+from clipkal.optim.kalman.observation import MahalanobisHard
+from clipkal.optim.kalman.parts import PARTS, named
 
 
 @given(st.floats(0, 1e300), st.floats(0, 1e300), st.integers(1, 1000))
 def test_weights_lie_in_the_unit_interval_and_fall_with_distance(d2: float, more: float, dof: int) -> None:
     distances = torch.tensor([d2, d2 + more], dtype=torch.float64)
-    for name in GATES:
-        near, far = make_gate(name).weights(distances, distances, dof).tolist()
+    for name in PARTS["gate"]:
+        near, far = named("gate", name).weights(distances, distances, dof).tolist()
         assert 0 <= far <= near <= 1
 
 
@@ -24,10 +24,10 @@ def test_thresholds_are_chi_squared_quantiles() -> None:
     c = chi2.ppf(0.99, 3)
     distances = torch.tensor([0.5 * c, c, 2 * c], dtype=torch.float64)
     zero = torch.zeros(3, dtype=torch.float64)
-    assert make_gate("mahalanobis_hard").weights(distances, zero, 3).tolist() == [1, 1, 0]
-    soft = make_gate("mahalanobis_soft").weights(distances, zero, 3)
+    assert named("gate", "mahalanobis_hard").weights(distances, zero, 3).tolist() == [1, 1, 0]
+    soft = named("gate", "mahalanobis_soft").weights(distances, zero, 3)
     torch.testing.assert_close(soft, torch.tensor([1, 1, 0.5], dtype=torch.float64))
-    torch.testing.assert_close(make_gate("imq").weights(zero, distances, 3), 1 / (1 + distances / c))
+    torch.testing.assert_close(named("gate", "imq").weights(zero, distances, 3), 1 / (1 + distances / c))
 
 
 @pytest.mark.parametrize("gate", ["mahalanobis_hard", "mahalanobis_soft", "imq"])
@@ -46,7 +46,7 @@ def test_a_gate_divides_the_noise_of_its_image(gate: str, route: str) -> None:
     e = y - plain(x).detach()
     eye = torch.eye(2, dtype=torch.float64)
     d2 = torch.stack([r @ torch.linalg.solve(j @ P @ j.mT + eye, r) for j, r in zip(J, e, strict=True)])
-    w = make_gate(gate).weights(d2, e.square().sum(-1), 2)
+    w = named("gate", gate).weights(d2, e.square().sum(-1), 2)
     assert info.metrics["gate_weight"] == pytest.approx(float(w.mean()))
     precision = P.inverse() + sum(wi * j.mT @ j for wi, j in zip(w, J, strict=True))
     expected = torch.linalg.solve(precision, sum(wi * j.mT @ r for wi, j, r in zip(w, J, e, strict=True)))
@@ -75,18 +75,18 @@ def test_the_gate_sees_the_noise_before_the_outlier_changes_it() -> None:
     x = torch.randn(9, 6, dtype=torch.float64)
     y = model(x).detach() + 0.1 * torch.randn(9, 3).double()
     filtered.step(x[:8], y[:8])
-    level, before = filtered.noise.level(), model.weight.detach().clone()
+    level, before = filtered.noise.level, model.weight.detach().clone()
     info = filtered.step(x[8:], y[8:] + 5.0)
     assert info.metrics["gate_weight"] == 0
     assert torch.equal(model.weight, before)
-    assert filtered.noise.level() == level
+    assert filtered.noise.level == level
     assert chi2.ppf(0.99, 3) * level < 5.0**2 / 2  # it would have been an outlier by far
 
 
 def test_unknown_names_and_bad_quantiles_are_refused() -> None:
     with pytest.raises(ValueError, match="none, mahalanobis_hard"):
-        make_gate("median")
+        named("gate", "median")
     with pytest.raises(ValueError, match="quantile"):
         MahalanobisHard(1.0)
     with pytest.raises(ValueError, match="categorical, categorical_merged"):
-        make_observation("poisson")
+        named("observation", "poisson")

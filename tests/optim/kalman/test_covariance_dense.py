@@ -1,4 +1,4 @@
-"""The dense filter against Bayesian linear regression, and against itself in its other form."""
+"""The dense filter against Bayesian linear regression and the information form."""
 
 import numpy as np
 import pytest
@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
-from clipkal.optim.kalman.covariance import Dense
+from clipkal.optim.kalman.covariance.dense import Dense
 from clipkal.optim.kalman.filter import KalmanFilter
-from clipkal.optim.kalman.noise import FixedNoise
+from clipkal.optim.kalman.observation import FixedNoise
 
 NOISE, PRIOR = 0.3, 0.7
 
@@ -33,18 +33,17 @@ def closed_form(model: Bilinear, x: Tensor, y: Tensor, power: float = 1.0) -> tu
     return theta(model) + power / NOISE * P @ J.mT @ e, P, evidence
 
 
-def run(model: Bilinear, x: Tensor, y: Tensor, form: str = "gain", **settings) -> tuple[KalmanFilter, float]:
-    filtered = KalmanFilter(model, "gaussian", FixedNoise(NOISE), Dense(form), prior=PRIOR, **settings)
+def run(model: Bilinear, x: Tensor, y: Tensor, **settings) -> tuple[KalmanFilter, float]:
+    filtered = KalmanFilter(model, "gaussian", FixedNoise(NOISE), "dense", prior=PRIOR, **settings)
     return filtered, filtered.step(x, y).log_evidence or 0.0
 
 
-@pytest.mark.parametrize("form", ["gain", "information"])
 @pytest.mark.parametrize("block", [1, 5, None])
-def test_any_blocks_of_either_form_give_the_posterior_and_the_evidence(form: str, block: int | None) -> None:
-    """Gain = information = closed form, and sequential = batch: the model is linear."""
+def test_any_blocks_give_the_posterior_and_the_evidence(block: int | None) -> None:
+    """Gain = the closed form by information, and sequential = batch: the model is linear."""
     model, x, y = regression()
     mean, P, evidence = closed_form(model, x, y)
-    filtered, found = run(model, x, y, form, block=block)
+    filtered, found = run(model, x, y, block=block)
     torch.testing.assert_close(theta(model), mean, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(filtered.covariance.P, P, rtol=1e-10, atol=1e-10)
     assert found == pytest.approx(float(evidence), rel=1e-10)
