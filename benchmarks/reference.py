@@ -18,7 +18,13 @@ from pathlib import Path
 import torch
 
 RUNS = {
-    method: [f"method={method}", "dataset=digits", "fewshot.shots=4", "tracking=disabled", "data.progress=false"]
+    method: [
+        f"method={method}",
+        "dataset=digits",
+        "fewshot.shots=4",
+        "tracking=disabled",
+        "data.progress=false",
+    ]
     for method in ("kalman_diagonal", "kfac", "kalman")
 }
 
@@ -50,11 +56,17 @@ def difference(here: dict[str, float], there: dict[str, float]) -> tuple[float, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--write", metavar="FILE", type=Path, help="run and write the numbers")
-    which.add_argument("--compare", metavar="FILE", type=Path, help="run and compare with the numbers in FILE")
-    parser.add_argument("--tolerance", type=float, default=1e-6, help="largest difference allowed (default 1e-6)")
+    which.add_argument(
+        "--compare", metavar="FILE", type=Path, help="run and compare with the numbers in FILE"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-6, help="largest difference allowed (default 1e-6)"
+    )
     options = parser.parse_args()
     numbers = {name: measure(overrides) for name, overrides in RUNS.items()}
     about = f"Python {platform.python_version()}, torch {torch.__version__}"
