@@ -102,6 +102,7 @@ class Recorder:
         }
         about = {**self.run, "run_id": self.identity, "adapter_settings": adapter.describe()}
         self._log_final(evaluation, training)
+        log.debug("learnt with %s", results["training"].get("optimizer", "nothing"))
         self.directory.write_results(results)
         widest = max(len(one.classes) for one in evaluation.sets.values())
         self.directory.write_predictions(evaluation.frame(probabilities=widest <= MOST_CLASSES))
@@ -157,12 +158,13 @@ def _step(trial: int, epoch: int) -> int:
 
 
 def _training_record(training: Training | None) -> dict[str, Any]:
-    """How the parameters were found: kept epoch and rate, every trial's curve, seconds."""
+    """How the parameters were found: by what, kept epoch and rate, every trial's curve, seconds."""
     if training is None:
         return {"seconds": 0.0, "trials": []}
     kept = training.kept
     record = {"rate": kept.rate, "epoch": kept.epoch, "val_nll": kept.val_nll, "seconds": training.seconds}
-    return {**record, "last_step": training.last_step, "trials": [vars(trial) for trial in training.trials]}
+    record |= {"optimizer": training.optimizer.describe(), "last_step": training.last_step}
+    return {**record, "trials": [vars(trial) for trial in training.trials]}
 
 
 def _summary(evaluation: Evaluation, training: Training | None) -> dict[str, Any]:

@@ -45,8 +45,9 @@ class BatchOptimizer(torch.optim.Optimizer):
         model: any module; its parameters with `requires_grad` are the state, in `model.parameters()` order.
         defaults: hyper-parameters stored in the parameter groups (schedulers and checkpoints see them there).
 
-    Raises ValueError if nothing is trainable. Subclasses implement `step`; those with state that is not per
-    parameter implement `extra_state` and `load_extra_state`, and `state_dict` carries it.
+    Raises TypeError if it is not given the model, ValueError if nothing is trainable. Subclasses implement `step`;
+    those with state that is not per parameter implement `extra_state` and `load_extra_state`, and `state_dict` carries
+    it. Without an `lr` among the defaults there is no learning rate: a scheduler is refused with TypeError.
     """
 
     def __init__(self, model: nn.Module, defaults: dict[str, Any] | None = None):
@@ -55,11 +56,20 @@ class BatchOptimizer(torch.optim.Optimizer):
             raise ValueError("no parameter of the model has requires_grad=True: there is nothing to optimise")
         super().__init__(list(trainable.values()), defaults or {})
         self.model = model
+        self._refuse_schedulers()
+
+    def _refuse_schedulers(self) -> None:
+        if "lr" not in self.defaults:
+            self.param_groups = [_WithoutRate(group) for group in self.param_groups]
 
     @abstractmethod
     def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
         """Takes one batch in; FloatingPointError, with the state untouched, if it or its loss is not
         finite."""
+
+    def describe(self) -> dict[str, str]:
+        """What it really does, choices by rule and fallbacks included, in a word each; for a run's record."""
+        return {"optimizer": type(self).__name__}
 
     def extra_state(self) -> dict[str, Any]:
         """State that belongs to no single parameter: tensors, numbers and strings, in dicts and lists."""
@@ -74,7 +84,17 @@ class BatchOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         rest = {key: value for key, value in state_dict.items() if key != "extra"}
         super().load_state_dict(rest)
+        self._refuse_schedulers()
         self.load_extra_state(state_dict.get("extra", {}))
+
+
+class _WithoutRate(dict[str, Any]):
+    """The parameter group of an optimiser that has no learning rate."""
+
+    def __missing__(self, key: str) -> Any:
+        if key in ("lr", "initial_lr"):
+            raise TypeError("this optimiser has no learning rate to schedule: leave the scheduler out")
+        raise KeyError(key)
 
 
 class FirstOrder(BatchOptimizer):
@@ -144,6 +164,10 @@ class FirstOrder(BatchOptimizer):
                     parameter.copy_(value)
             raise
 
+    def describe(self) -> dict[str, str]:
+        fused = any(group.get("fused") for group in self.param_groups)
+        return {"optimizer": type(self.optimizer).__name__, "kernel": "fused" if fused else "plain"}
+
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
 
@@ -153,7 +177,15 @@ class FirstOrder(BatchOptimizer):
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters with `requires_grad`, by name, in the order of `model.named_parameters()`."""
+    """The parameters with `requires_grad`, by name, in the order of `model.named_parameters()`.
+
+    TypeError for anything but a module, such as `model.parameters()`.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"give the optimiser the model itself, a torch.nn.Module, not a {type(model).__name__}: "
+            "KalmanFilter(model), not KalmanFilter(model.parameters())"
+        )
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 

@@ -7,6 +7,7 @@ image of a batch costs one backward pass without weight gradients, and the produ
 No vmap, no copy of the model, any attention kernel.
 """
 
+import logging
 import time
 from dataclasses import dataclass, field
 
@@ -18,8 +19,19 @@ from clipkal.optim.jacobian import FunctionalRoute, Jacobian, JacobianRoute
 from clipkal.optim.layers import Capture, Layer, capture, find_layers, shapes_of_one_and_two
 from clipkal.optim.vector import ParameterVector
 
+log = logging.getLogger("clipkal")
+
 MOST_ROWS = 256
 """Rows (backward passes) an image above which the route refuses: a step would cost hundreds of AdamW's."""
+
+
+def warn_slow(reason: str) -> None:
+    """Says that the fast routes do not fit."""
+    log.warning(
+        "the Jacobian is taken by torch.func, an image at a time, because %s: training nn.Linear layers only (LoRA "
+        "factors are such) would be several times faster",
+        reason,
+    )
 
 
 @dataclass(frozen=True)
@@ -130,13 +142,18 @@ class HookRoute(JacobianRoute):
         self.layers = find_layers(model)
         self.general = FunctionalRoute(model, vector, memory)
         self.dims: list[int] | None = None
-        self.separable = True
+        self.name, self.separable = "hooks", True
 
     @staticmethod
     def fits(model: nn.Module, vector: ParameterVector) -> bool:
         """Whether every trainable parameter belongs to an nn.Linear, or is called log_scale."""
+        return not HookRoute.outside(model, vector)
+
+    @staticmethod
+    def outside(model: nn.Module, vector: ParameterVector) -> list[str]:
+        """The names of the trainable parameters that keep the model from this route."""
         owned = {id(p) for layer in find_layers(model) if layer.modules for p in layer.parameters}
-        return all(name == "log_scale" or id(p) in owned for name, p in vector.parameters.items())
+        return [name for name, p in vector.parameters.items() if name != "log_scale" and id(p) not in owned]
 
     def linearise(self, inputs: Tensor) -> Jacobian:
         if self.dims is None and self.separable:
@@ -160,6 +177,9 @@ class HookRoute(JacobianRoute):
             len(dims) == 1 and one[dims[0]] == 1 for dims, (_, one, _) in zip(grows, shapes, strict=True)
         )
         self.dims = [dims[0] for dims in grows] if self.separable else None
+        if not self.separable:
+            self.name = self.general.name
+            warn_slow("the inputs of a trained layer are not one an image (class prompts, for one)")
 
     def _forward(self, inputs: Tensor) -> tuple[Tensor, Capture]:
         with torch.enable_grad(), capture(self.model, self.layers) as seen:

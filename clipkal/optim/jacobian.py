@@ -173,7 +173,9 @@ class FunctionalJacobian(Jacobian):
 
 
 class JacobianRoute(ABC):
-    """How a model's Jacobian is obtained."""
+    """How a model's Jacobian is obtained. name: bilinear, hooks or func, whichever it really takes."""
+
+    name: str
 
     @abstractmethod
     def linearise(self, inputs: Tensor) -> Jacobian:
@@ -186,6 +188,8 @@ class JacobianRoute(ABC):
 
 class BilinearRoute(JacobianRoute):
     """The analytic route: the factors, plus the logits as the column of a trainable log_scale."""
+
+    name = "bilinear"
 
     def __init__(self, model: nn.Module, vector: ParameterVector):
         self.model: Any = model
@@ -219,6 +223,8 @@ class FunctionalRoute(JacobianRoute):
 
     memory: bytes that the vectorised products of one chunk may take.
     """
+
+    name = "func"
 
     def __init__(self, model: nn.Module, vector: ParameterVector, memory: int):
         self.model, self.vector, self.memory = model, vector, memory

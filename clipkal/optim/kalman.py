@@ -10,6 +10,7 @@ gradient (arXiv 1703.00209): no Fisher matrix is inverted and there is no learni
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, check_finite_everywhere
 from clipkal.optim.blocking import Block, joint_slices
-from clipkal.optim.checks import check_batch, check_settings
+from clipkal.optim.checks import check_batch, check_independent, check_settings
 from clipkal.optim.covariance import Covariance, make_covariance
 from clipkal.optim.distributed import Group, broadcast, world_size
 from clipkal.optim.gates import Gate, make_gate
@@ -28,9 +29,12 @@ from clipkal.optim.measurement import Measurement
 from clipkal.optim.noise import Noise, make_noise
 from clipkal.optim.observation import Gaussian, Observation, make_observation
 from clipkal.optim.posterior import LinearisedPosterior
-from clipkal.optim.prior import PRIORS, prior_variances, ratio_prior, unit_temperature
+from clipkal.optim.prior import NETWORK, PRIORS, is_network, prior_variances, ratio_prior, unit_temperature
 from clipkal.optim.routes import make_route
 from clipkal.optim.vector import ParameterVector
+
+# How often the step of a block is halved in a network before the parameters stay where they were.
+HALVINGS = 10
 
 
 class KalmanFilter(LinearisedPosterior, BatchOptimizer):
@@ -45,7 +49,9 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             iterated, for a bilinear model, and diagonal for others.
         gate: none | mahalanobis_hard | mahalanobis_soft | imq, or a Gate.
         prior: the variance p₀ of P₀ = p₀ I, or "ratio": p₀ such that on the first batch the mean over images and
-            outputs of diag(H P₀ Hᵀ)/R₀ is `ratio` (None: the observation's default). For the categorical
+            outputs of diag(H P₀ Hᵀ)/R₀ is `ratio` (None: the observation's default, of a network whose layers move
+            together a tenth of it, and there a block's step is halved until the block is no less likely than before:
+            the logits are linear in a short range only; with covariance="lowrank" such networks learn best). For the categorical
             observation that is the mean prior variance of the centred logits (Categorical.reference says why).
             A first batch with zero Jacobian is skipped.
         priors: variances of single parameters by name, which override `prior`; log_scale has 0.25.
@@ -92,7 +98,9 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         memory: int = 1 << 28,
         group: Group | None = None,
     ):
-        check_settings(prior, ratio, process_noise, fading, rho, epochs, epochs_as, block, temperature)
+        check_settings(
+            prior, ratio, priors, process_noise, fading, rho, warmup, epochs, epochs_as, block, temperature
+        )
         super().__init__(model)
         self.plain_model = getattr(model, "_orig_mod", model)  # without torch.compile's wrapper
         self.vector = ParameterVector(self.plain_model)
@@ -112,7 +120,8 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         self.prior, self.priors = prior, {**PRIORS, **(priors or {})}
         iterated = self.covariance.iterations > 1
         default_ratio = self.observation.iterated_ratio if iterated else self.observation.ratio
-        self.ratio = default_ratio if ratio is None else ratio
+        self.network = not isinstance(self.route, BilinearRoute) and is_network(self.vector, self.priors)
+        self.ratio = ratio or default_ratio * (NETWORK if self.network else 1.0)
         self.process_noise, self.fading = process_noise, fading
         self.rho, self.warmup, self.store_regularisation = rho, warmup, store_regularisation
         self.rho_scale = 1.0 if rho_as == "absolute" else 0.0  # 0: to be set by the first batch
@@ -128,6 +137,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
     def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
         """Conditions on a batch; see the class. log_evidence sums the blocks', each given those before it."""
         check_finite_everywhere(inputs, "inputs", self.group)
+        check_independent(self.plain_model)
         if isinstance(self.batches, DistributedRoute):
             targets = self.batches.deal(inputs, targets)
         jacobian = self.batches.linearise(inputs)
@@ -162,18 +172,42 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
                 if several:
                     now = self._relinearise(jacobian, prepared, inputs, part)
                     measurement = self._measure(now.logits, targets[part])
-                innovations.append(self.covariance.update(now, measurement, self.weigher))
+                again = partial(self._linearise, jacobian, inputs, part)
+                innovations.append(self._update(now, measurement, again, targets[part]))
                 if innovations[-1].moment is not None:
                     self.noise.update(innovations[-1].moment, innovations[-1].seen)
             self.covariance.settle()
             if shrinkage and not self.store_regularisation:
                 self.covariance.unshrink(shrinkage)
-        except FloatingPointError:
+        except FloatingPointError as error:
             if undo is not None:
                 undo()
+            if self.network:
+                hint = f"a smaller prior than p₀ = {self.prior_variance:.2g}, or covariance='lowrank', keeps to the range"
+                raise FloatingPointError(f"{error}: {hint} in which a network is linear") from error
             raise
         self.steps += 1
         return self._info(loss, innovations, shrinkage)
+
+    def _update(
+        self, jacobian: Jacobian, measurement: Measurement, again: Callable[[], Jacobian], targets: Tensor
+    ) -> Innovation:
+        """Takes one block in. In a network its step is halved until the block is no less likely than before.
+
+        again: linearises the block's images at the θ of now.
+        """
+        if not self.network:
+            return self.covariance.update(jacobian, measurement, self.weigher)
+        before = self.vector.gather()
+        innovation = self.covariance.update(jacobian, measurement, self.weigher)
+        step, weights = self.vector.gather() - before, innovation.weights
+        least = weights.dot(measurement.log_likelihood)
+        for halvings in range(1, HALVINGS + 1):
+            if weights.dot(self._measure(again().logits, targets).log_likelihood) >= least:
+                return innovation
+            self.vector.assign_(before + step * 0.5**halvings)
+        self.vector.assign_(before)
+        return innovation
 
     @property
     def _moves_p_first(self) -> bool:
@@ -238,11 +272,13 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
     def _relinearise(self, whole: Jacobian, prepared: Jacobian, inputs: Tensor, images: slice) -> Jacobian:
         known = self.covariance.relinearise(prepared, images)
         if known is None:
-            with torch.autocast(self.vector.device.type, enabled=self._autocast):
-                jacobian = self.batches.relinearise(whole, inputs, images)
-            known = self.covariance.prepare(jacobian)
+            known = self.covariance.prepare(self._linearise(whole, inputs, images))
         check_finite(known.logits, "logits")
         return known
+
+    def _linearise(self, whole: Jacobian, inputs: Tensor, images: slice) -> Jacobian:
+        with torch.autocast(self.vector.device.type, enabled=self._autocast):
+            return self.batches.relinearise(whole, inputs, images)
 
     def _exact(self) -> AbstractContextManager[object]:
         """No autocast for the filter's own algebra; the model's forward passes keep the caller's."""
@@ -280,12 +316,19 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             metrics["prior_variance"] = self.prior_variance
         return StepInfo(loss, evidence, metrics)
 
+    def describe(self) -> dict[str, str]:
+        parts = {"covariance": self.covariance, "observation": self.observation}
+        parts |= {"noise": self.noise, "gate": self.weigher.gate}
+        names = {kind: type(part).__name__ for kind, part in parts.items()}
+        return {**super().describe(), "route": self.route.name, **names}
+
     # State
 
     def extra_state(self) -> dict[str, Any]:
         started = self.prior_variance is not None
         return {
             "steps": self.steps,
+            "network": self.network,
             "prior_variance": self.prior_variance,
             "temperature": self.temperature,
             "rho_scale": self.rho_scale,
@@ -296,6 +339,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.steps, self.prior_variance = state["steps"], state["prior_variance"]
         self.rho_scale, self.temperature = state["rho_scale"], state["temperature"]
+        self.network = state.get("network", False)
         self.noise.load_state_dict(state["noise"])
         if self.prior_variance is not None:
             self.covariance.load_state_dict(state["covariance"], self.vector)

@@ -26,6 +26,7 @@ Where several processes share a batch (distributed.py) loss, gradient and statis
 the whole batch before anything is made of them or refused; every process solves with all factors.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ from clipkal.optim.base import (
     check_finite_everywhere,
     trainable_parameters,
 )
+from clipkal.optim.checks import check_classes
 from clipkal.optim.curvature import Curvature, Solver, Values
 from clipkal.optim.deal import Deal
 from clipkal.optim.distributed import Group, broadcast
@@ -109,10 +111,10 @@ class KFAC(BatchOptimizer):
         seed: int = 0,
         group: Group | None = None,
     ):
-        _check(lr >= 0, f"lr must be at least 0, not {lr}")
-        _check(damping > 0, f"damping must be positive, not {damping}")
+        _check(0 <= lr < math.inf, f"lr must be at least 0, not {lr}")
+        _check(0 < damping < math.inf, f"damping must be positive, not {damping}")
         _check(0 <= momentum < 1, f"momentum must be in [0, 1), not {momentum}")
-        _check(weight_decay >= 0, f"weight_decay must be at least 0, not {weight_decay}")
+        _check(0 <= weight_decay < math.inf, f"weight_decay must be at least 0, not {weight_decay}")
         _check(kl_clip is None or kl_clip > 0, f"kl_clip must be positive or None, not {kl_clip}")
         _check(fisher in get_args(Fisher), f"fisher must be one of {get_args(Fisher)}, not {fisher!r}")
         _check(0 <= ema < 1, f"ema must be in [0, 1), not {ema}")
@@ -206,6 +208,7 @@ class KFAC(BatchOptimizer):
     def _loss(self, inputs: Tensor, targets: Tensor, deal: Deal) -> tuple[Tensor, Tensor, float]:
         """This process's logits and mean cross-entropy, in float32 or wider; and that of the whole batch."""
         logits = self.model(inputs)
+        check_classes(logits)
         loss = F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
         value = deal.mean(loss.detach())
         check_finite(value, "loss")
@@ -254,6 +257,17 @@ class KFAC(BatchOptimizer):
                 p.add_(v, alpha=-group["lr"])
 
     # -- state
+
+    def describe(self) -> dict[str, str]:
+        held = {p for layer in self.layers for p in layer.parameters}
+        kinds = {"hooks" if layer.modules else "bilinear": None for layer in self.layers}
+        kinds |= {} if held >= self._names.keys() else {"diagonal": None}
+        return {
+            **super().describe(),
+            "curvature": " and ".join(kinds),
+            "fisher": self.fisher.fisher,
+            "solver": self.solver,
+        }
 
     def extra_state(self) -> dict[str, Any]:
         return {

@@ -58,7 +58,7 @@ class RENG(KFAC):
     ):
         if hessian not in ("double_backprop", "finite_difference"):
             raise ValueError(f"hessian must be 'double_backprop' or 'finite_difference', not {hessian!r}")
-        if not radius > 0:
+        if not 0 < radius < float("inf"):
             raise ValueError(f"radius must be positive, not {radius}")
         super().__init__(model, lr=lr, units=units, **settings)
         self.rho, self.hessian, self.radius = Rho(rho, rho_warmup, units), hessian, radius
@@ -110,6 +110,9 @@ class RENG(KFAC):
                 for p, value in before.items():
                     p.copy_(value)
         return {p: (there[p] - g[p]) * (length / self.radius) for p in there}
+
+    def describe(self) -> dict[str, str]:
+        return {**super().describe(), "hessian": self.hessian}
 
     def extra_state(self) -> dict[str, Any]:
         return {**super().extra_state(), "rho_unit": self.rho.unit}

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from clipkal.optim.hooks import HookRoute
+from clipkal.optim.hooks import HookRoute, warn_slow
 from clipkal.optim.jacobian import BilinearRoute, FunctionalRoute, JacobianRoute
 from clipkal.optim.vector import ParameterVector
 
@@ -12,11 +12,15 @@ def make_route(
 ) -> JacobianRoute:
     """The route called `bilinear`, `hooks` or `func`, or the cheapest that fits (`auto`).
 
-    memory: bytes that the rows of a Jacobian may take at once. ValueError if the route asked for does not fit.
+    memory: bytes that the rows of a Jacobian may take at once. ValueError if the route asked for does not fit; a
+    warning where only the slow one fits.
     """
     if route == "auto":
         fits = {"bilinear": BilinearRoute.fits(model, vector), "hooks": HookRoute.fits(model, vector)}
         route = next((name for name, does in fits.items() if does), "func")
+        if route == "func":
+            names = HookRoute.outside(model, vector)
+            warn_slow(f"no nn.Linear holds {', '.join(names[:3])}{' …' if len(names) > 3 else ''}")
     if route == "bilinear":
         if not BilinearRoute.fits(model, vector):
             raise ValueError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, check_finite_everywhere
+from clipkal.optim.checks import check_classes
 from clipkal.optim.deal import Deal
 from clipkal.optim.distributed import Group, broadcast
 from clipkal.optim.function_space.basis import reduce
@@ -23,6 +24,7 @@ from clipkal.optim.function_space.posterior import Posterior
 from clipkal.optim.function_space.sampling import FunctionDraws
 from clipkal.optim.function_space.settings import Settings
 from clipkal.optim.function_space.transfer import OtherClasses
+from clipkal.optim.jacobian import is_bilinear
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,17 @@ class FunctionSpaceFilter(BatchOptimizer):
             "unit": the T ≤ 1 for which the prior standard deviation of a draw's logit is draw_logit_sd; "crossval": the T that
             predicts held-out shots best ("unit" where nothing can be held out).
         solver: "direct" (Cholesky in D = r·t unknowns), "cg", or "auto": CG while searching, Cholesky afterwards if D ≤ max_direct.
-        precision: of the solves: "float64", "float32", or "auto" (float32 from 2²² multiply-adds a product on).
+        precision: of the solves: "float64", "float32", or "auto" (float32 from 2²² multiply-adds a product on, and in the
+            cross-validation always: p₀ is then the same to about a thousandth on another device or for other orders of images).
         scale_sd: prior standard deviation of κ.
         ratio: data over prior curvature for prior="ratio".
         prior_logit_sd, prior_spread: the hyper-prior of p₀: log-normal around the p₀ that gives a class's logit this prior standard
             deviation, with this standard deviation of log p₀. Used as it stands where nothing can be held out (one shot).
         folds: of the cross-validation.
         draw_logit_sd: for temperature="unit".
-        probes, seed: of the Lanczos log-determinant; the seed also of the cross-validation's draws.
+        probes, seed: of the Lanczos log-determinant; the seed also of the cross-validation's draws. All are drawn on the CPU, in
+            coordinates whose signs are the device's own eigensolver's: an estimate from probes is another one of the same
+            accuracy on another device (evidence.py).
         max_direct: largest number of unknowns for a Cholesky factor (8·D² bytes).
         group: the processes that share each batch where `torch.distributed` is initialised; None: all. Every one gathers
             features and labels of all, exactly, and solves the whole problem: memory is shared by none.
@@ -96,8 +101,8 @@ class FunctionSpaceFilter(BatchOptimizer):
             folds, draw_logit_sd, probes, seed, max_direct,
         )  # fmt: skip
         self.settings.check()
-        _check_model(model, scale)
         super().__init__(model)
+        _check_model(model, scale)
         self.group = group
         broadcast(list(model.parameters()), group)
         log_scale = getattr(model, "log_scale", None)
@@ -145,6 +150,7 @@ class FunctionSpaceFilter(BatchOptimizer):
             found = f"{tuple(targets.shape)} {targets.dtype}"
             raise ValueError(f"targets must be {len(inputs)} class indices, at least one; got {found}")
         logits = self.model(inputs)
+        check_classes(logits)
         if int(targets.min()) < 0 or int(targets.max()) >= logits.shape[-1]:
             raise ValueError(
                 f"targets must lie in 0…{logits.shape[-1] - 1}, got {int(targets.min())}…{int(targets.max())}"
@@ -234,6 +240,13 @@ class FunctionSpaceFilter(BatchOptimizer):
             raise RuntimeError("nothing has been observed yet: call step(inputs, targets) first")
         return self.posterior
 
+    def describe(self) -> dict[str, str]:
+        said = {**super().describe(), "route": "bilinear", "covariance": "full, in function space"}
+        if self.posterior is None:
+            return {**said, "solver": self.settings.solver, "precision": self.settings.precision}
+        dtype = str(self.posterior.model.offset.dtype).removeprefix("torch.")
+        return {**said, "solver": "direct" if self.posterior.exact else "cg", "precision": dtype}
+
     # -- checkpoints ---------------------------------------------------------------------------------------------------------------
 
     def _adopt(self, posterior: Posterior | None) -> None:
@@ -263,7 +276,7 @@ def _same(left: Tensor, other: Tensor) -> bool:
 
 
 def _check_model(model: nn.Module, scale: str) -> None:
-    if not hasattr(model, "jacobian_factors") or not isinstance(getattr(model, "weight", None), Tensor):
+    if not is_bilinear(model):
         raise TypeError(
             "FunctionSpaceFilter needs a bilinear model: a `weight` and `jacobian_factors(inputs)`"
         )

@@ -1,11 +1,11 @@
 """The options of `FunctionSpaceFilter`, checked, and the rules that follow from them."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
+from clipkal.optim.checks import LARGEST, SMALLEST, check_number
 from clipkal.optim.function_space.evidence import rademacher
 from clipkal.optim.function_space.reduced import ReducedModel
 
@@ -36,14 +36,8 @@ class Settings:
 
     def check(self) -> None:
         """Raises ValueError naming the first option that makes no sense."""
-        words = {"prior": ("crossval", "evidence", "ratio"), "temperature": ("unit", "crossval")}
-        for name, allowed in words.items():
-            value = getattr(self, name)
-            least = 0.0 if name == "prior" else -1e-300
-            if isinstance(value, str) and value not in allowed:
-                raise ValueError(f"{name} must be a number or one of {', '.join(allowed)}; got {value!r}")
-            if not isinstance(value, str) and not (least < value < math.inf):
-                raise ValueError(f"{name} must be a positive number; got {value}")
+        check_number("prior", self.prior, SMALLEST, LARGEST, ("crossval", "evidence", "ratio"))
+        check_number("temperature", self.temperature, 0, LARGEST, ("unit", "crossval"))
         choices = {
             "scale": ("evidence", "frozen"),
             "solver": ("auto", "direct", "cg"),
@@ -53,10 +47,8 @@ class Settings:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {getattr(self, name)!r}")
         for name in ("scale_sd", "ratio", "prior_logit_sd", "prior_spread", "draw_logit_sd", "probes"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive; got {getattr(self, name)}")
-        if self.folds < 2:
-            raise ValueError(f"folds must be at least 2; got {self.folds}")
+            check_number(name, getattr(self, name), SMALLEST, LARGEST)
+        check_number("folds", self.folds, 2, LARGEST)
 
     def exact(self, size: int, searching: bool = False) -> bool:
         """Whether a problem of `size` unknowns is solved by a Cholesky factor."""
