@@ -110,8 +110,12 @@ def file_stamps(folder: Path, relative: Sequence[str]) -> list[str | None]:
     """Size and time of change of each file, None where there is no regular file (a pipe would never end);
     many at once, since network disks are slow.
     """
-    chunks = (relative[i : i + CHUNK] for i in range(0, len(relative), CHUNK))
-    stamped = in_threads(lambda names: [_stamp(f"{folder}/{name}") for name in names], chunks, 16, ahead=32)
+    chunks = [relative[i : i + CHUNK] for i in range(0, len(relative), CHUNK)]
+
+    def stamps(names: Sequence[str]) -> list[str | None]:
+        return [_stamp(f"{folder}/{name}") for name in names]
+
+    stamped = in_threads(stamps, chunks, 16, ahead=32) if len(chunks) > 1 else map(stamps, chunks)
     return list(chain.from_iterable(stamped))
 
 

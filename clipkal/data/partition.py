@@ -120,8 +120,8 @@ def texts(path: Path, key: str, array: np.ndarray) -> list[str]:
         raise DataError(f"{path}: {key!r} is {array.dtype} {list(array.shape)}, expected texts [n]")
     try:
         found = [name.decode() if isinstance(name, bytes) else str(name) for name in array.tolist()]
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: {key!r} has a name that is no UTF-8") from error
+    except ValueError as error:
+        raise DataError(f"{path}: {key!r} has a name that is no text") from error
     for place, name in enumerate(found):
         if is_missing(name) or not is_text(name):
             raise DataError(f"{path}: {key!r} has {shown(name)} at {place}, which is no name")

@@ -13,8 +13,9 @@ and test are ID, every other one is OOD. Without it, ID is one domain, and every
 from __future__ import annotations
 
 import csv
+import logging
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from clipkal.errors import ConfigError, DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger(__name__)
 COLUMNS = ("path", "label", "split", "domain")
 Where = Mapping[str, Any]  # column -> condition
 
@@ -77,45 +79,46 @@ def read_csv(path: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; dataset.path must be the .csv that lists the images")
     try:
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; dataset.path must be the .csv that lists the images")
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header, rows = _cells(file)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: cannot be read as a table (it is no UTF-8); save it as UTF-8") from error
-    except (OSError, ValueError, csv.Error) as error:
+        header, rows = _cells(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a table ({error})") from error
     return pd.DataFrame(rows, columns=header, dtype=str)
 
 
-def _cells(file: Iterable[str]) -> tuple[list[str], list[list[str]]]:
-    """The names of the columns and the rows; raises `ValueError` or `csv.Error` on what is no table."""
-    reader = csv.reader(file, skipinitialspace=True, strict=True)
+def _cells(path: Path) -> tuple[list[str], list[list[str]]]:
+    """The names of the columns and the rows; raises `ValueError` on what is no table."""
     header: list[str] = []
     rows: list[list[str]] = []
-    try:
-        for line in reader:
-            cells = [cell.strip() for cell in line]
-            if not any(cells):
-                continue
-            if not header:
-                header = [name or f"Unnamed: {i}" for i, name in enumerate(cells)]
-                continue
-            if len(cells) < len(header) or any(cells[len(header) :]):
-                raise ValueError(f"{len(cells)} cells where the header names {len(header)}")
-            if not all(map(is_text, cells)):
-                raise ValueError("a NUL in a cell")
-            rows.append(cells[: len(header)])
-    except (ValueError, csv.Error) as error:
-        if isinstance(error, UnicodeDecodeError):
-            raise
-        raise ValueError(f"line {reader.line_num}: {error}") from error
+    blanks = 0
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, skipinitialspace=True, strict=True)
+        try:
+            for line in reader:
+                cells = [cell.strip() for cell in line]
+                if not any(cells):
+                    continue
+                if not header:
+                    header = [name or f"Unnamed: {i}" for i, name in enumerate(cells)]
+                if len(cells) < len(header) or any(cells[len(header) :]):
+                    raise ValueError(f"{len(cells)} cells where the header names {len(header)}")
+                if not is_text("".join(cells)):
+                    raise ValueError("a NUL in a cell")
+                blanks += cells != line
+                rows.append(cells[: len(header)])
+        except UnicodeDecodeError as error:
+            raise ValueError("it is no UTF-8; save it as UTF-8") from error
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f"line {reader.line_num}: {error}") from error
     if not header:
         raise ValueError("it is empty")
     if twice := [name for name in header if header.count(name) > 1]:
         raise ValueError(f"two columns are called {shown(twice[0])}")
-    return header, rows
+    if blanks:
+        log.warning("%s: %d lines have blanks at the end of a cell, which are no part of it", path, blanks)
+    return header, rows[1:]
 
 
 def read_columns(spec: DataSpec, roles: tuple[str, ...], found: list[str]) -> dict[str, str]:
@@ -142,6 +145,8 @@ def read_columns(spec: DataSpec, roles: tuple[str, ...], found: list[str]) -> di
 def conditions(spec: DataSpec, frame: pd.DataFrame, columns: Mapping[str, str]) -> dict[str, Where]:
     """Which rows each set has: as `dataset.splits` says, else by split and domain."""
     split, domain = columns["split"], columns["domain"]
+    if frame.empty:
+        raise DataError(f"{spec.place}: has no training images, nor any others: it lists nothing")
     if spec.splits:
         wheres = {
             name: where if isinstance(where, Mapping) else {split: where}
@@ -175,7 +180,7 @@ def select(frame: pd.DataFrame, where: Where) -> list[int]:
     """The numbers of the rows that meet every condition, in the table's order.
 
     Raises:
-        ConfigError: a column is not there.
+        ConfigError: a column is not there, or a range of numbers has other ends.
     """
     kept = np.ones(len(frame), dtype=bool)
     for column, condition in where.items():
@@ -193,10 +198,13 @@ def _meets(values: pd.Series, condition: Any) -> np.ndarray:
         by_number = bool(numbers.notna().all())
         compared = numbers if by_number else values
         met = np.ones(len(values), dtype=bool)
-        if low:
-            met &= (compared >= (float(low) if by_number else low)).to_numpy()
-        if high:
-            met &= (compared < (float(high) if by_number else high)).to_numpy()
+        try:
+            if low:
+                met &= (compared >= (float(low) if by_number else low)).to_numpy()
+            if high:
+                met &= (compared < (float(high) if by_number else high)).to_numpy()
+        except ValueError as error:
+            raise ConfigError(f"dataset.splits: {condition!r} is no range of numbers ({error})") from error
         return met
     wanted = condition if isinstance(condition, list) else [condition]
     return values.isin([str(value) for value in wanted]).to_numpy()
@@ -218,14 +226,20 @@ def _paths(frame: pd.DataFrame, pattern: str, rows: list[int]) -> list[str]:
         return frame[pattern].iloc[rows].tolist()
     used = [field for field in _fields(pattern) if field != "row"]
     cells = frame[used].iloc[rows].itertuples(index=False, name=None)
-    return [
-        pattern.format(**dict(zip(used, cell, strict=True)), row=row)
-        for row, cell in zip(rows, cells, strict=True)
-    ]
+    try:
+        return [
+            pattern.format(**dict(zip(used, cell, strict=True)), row=row)
+            for row, cell in zip(rows, cells, strict=True)
+        ]
+    except (ValueError, LookupError, AttributeError) as error:
+        raise ConfigError(f"dataset.columns.path={pattern}: is no pattern of columns ({error})") from error
 
 
 def _fields(pattern: str) -> list[str]:
     """The columns that a column name or a pattern of them stands for."""
     if "{" not in pattern:
         return [pattern]
-    return [field for _, field, _, _ in string.Formatter().parse(pattern) if field]
+    try:
+        return [field for _, field, _, _ in string.Formatter().parse(pattern) if field is not None]
+    except ValueError as error:
+        raise ConfigError(f"dataset.columns: {pattern} is no pattern of columns ({error})") from error
