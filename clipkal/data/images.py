@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 
@@ -22,7 +24,10 @@ from PIL import Image
 from clipkal.data.threads import in_threads
 from clipkal.errors import DataError
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"})
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+    | ({".avif"} if find_spec("PIL._avif") else set())  # Pillow reads it from 11.3 on, where it is built so
+)
 CHUNK = 256  # files that a thread looks at, at a time
 _WAY_OUT = "replace the file, or set data.on_bad_image=skip to leave such images out"
 
@@ -102,17 +107,21 @@ class FileDecoder:
 
 
 def file_stamps(folder: Path, relative: Sequence[str]) -> list[str | None]:
-    """Size and time of change of each file, None where it is missing; many at once, since network disks are
-    slow.
+    """Size and time of change of each file, None where there is no regular file (a pipe would never end);
+    many at once, since network disks are slow.
     """
-    chunks = (relative[i : i + CHUNK] for i in range(0, len(relative), CHUNK))
-    stamped = in_threads(lambda names: [_stamp(f"{folder}/{name}") for name in names], chunks, 16, ahead=32)
+    chunks = [relative[i : i + CHUNK] for i in range(0, len(relative), CHUNK)]
+
+    def stamps(names: Sequence[str]) -> list[str | None]:
+        return [_stamp(f"{folder}/{name}") for name in names]
+
+    stamped = in_threads(stamps, chunks, 16, ahead=32) if len(chunks) > 1 else map(stamps, chunks)
     return list(chain.from_iterable(stamped))
 
 
 def _stamp(path: str) -> str | None:
     try:
         status = os.stat(path)  # noqa: PTH116 (a Path takes twice as long to make as the call)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no text that a path can be
         return None
-    return f"{status.st_size}:{status.st_mtime_ns}"
+    return f"{status.st_size}:{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipkal.data.sets import Dataset
-from clipkal.data.spec import DataSpec, read_spec
+from clipkal.data.spec import DataSpec, read_spec, require_path
 
 
 def load_dataset(cfg: Any, root: str | Path) -> Dataset:
@@ -27,6 +27,7 @@ def load_dataset(cfg: Any, root: str | Path) -> Dataset:
         ConfigError: a setting contradicts itself.
     """
     spec = read_spec(cfg, root)
+    require_path(spec)
     dataset: Dataset = importlib.import_module(f"clipkal.data.{spec.source}").load(spec)
     dataset = replace(dataset, spaces={name: shift.classes for name, shift in spec.shifts.items()})
     return _with_corruptions(dataset, spec) if spec.corruptions else dataset

@@ -233,3 +233,48 @@ def test_real_photographs_have_real_cue_conflicts_as_ood(shared_data, config):
     assert {dataset.class_names[label] for label in one.labels.tolist()} == set(CUES.values())
     assert torch.bincount(one.labels).max() == 10
     assert one.decode(0).size == (112, 112)
+
+
+@pytest.mark.parametrize(
+    ("data", "labels", "said"),
+    [
+        (np.zeros((2, 4, 4, 3), np.uint8), np.array([0.0, 1.0]), "labels are float64"),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.array([0, -1]), r"images without a label \(-1\), the first: 1"),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.int64(0), r"labels are int64 \[\]"),
+        (np.zeros((2, 0, 4, 3), np.uint8), np.array([0, 1]), r"holds uint8 \[2, 0, 4, 3\]"),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 2]), "classes that ID lacks: 0, 2"),
+    ],
+)
+def test_arrays_that_do_not_hold_what_they_must_are_refused(load, tmp_path, data, labels, said):
+    np.save(tmp_path / "far_data.npy", data)
+    np.save(tmp_path / "far_labels.npy", labels)
+    with pytest.raises(DataError, match=said):
+        load(ood=["far:far_data.npy"])
+
+
+def test_several_arrays_in_place_of_one_are_refused(load, tmp_path):
+    np.savez(tmp_path / "far.npz", data=np.zeros(2))
+    (tmp_path / "far.npz").rename(tmp_path / "far_data.npy")
+    with pytest.raises(DataError, match=r"is not a \.npy file but an \.npz"):
+        load(ood=["far:far_data.npy"])
+
+
+def test_numbers_stand_for_the_classes_in_order_only_where_none_of_them_is_a_class(
+    config, make_tree, tmp_path
+):
+    """Folders 1, 2, 3 of ID beside 0, 1, 2 of the OOD set: 0 cannot be told to be 1 when 1 is there too."""
+    make_tree(tmp_path / "toy", {f"{split}/{n}": 2 for split in ("train", "test") for n in (1, 2, 3)})
+    make_tree(tmp_path / "far", {"0": 1, "1": 1, "2": 1})
+    with pytest.raises(DataError, match=r"classes that ID lacks: 0 \(ID has: 1, 2, 3\)"):
+        load_dataset(config("folder", ood=["far:far"], val_fraction=0.0), tmp_path)
+
+
+def test_a_table_elsewhere_speaks_the_same_words_for_splits(load, make_tree, tmp_path):
+    make_tree(tmp_path / "far", {"cat": 2})
+    text = "path,label,split\ncat/000.png,cat,Testing\ncat/001.png,cat,"
+    for word, count in (("train", 1), ("TESTING", 2)):
+        (tmp_path / "far/far.csv").write_text(text + word + "\n")
+        assert len(load(ood=["far:far/far.csv"]).ood["far"]) == count
+    (tmp_path / "far/far.csv").write_text(text + "query\n")
+    with pytest.raises(DataError, match="role is not known: 'query'"):
+        load(ood=["far:far/far.csv"])
