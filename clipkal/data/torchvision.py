@@ -2,12 +2,13 @@
 
 Its own splits are taken: train, val and test, by whichever of the arguments `train` and `split` it has; what
 is missing is held out as of a folder. Labels must be known without decoding every image, as nearly all are.
+A class with several names (Imagenette, ImageNet) is called by the first, and its prompts use all of them.
 """
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 from clipkal import files
 from clipkal.data.fetch import by_hand
 from clipkal.data.images import file_stamps, to_rgb
-from clipkal.data.names import choose
+from clipkal.data.names import choose, fill_templates
 from clipkal.data.rows import Rows, dataset_of
 from clipkal.data.sets import Dataset
 from clipkal.data.shifts import with_shifts
@@ -56,11 +57,26 @@ def load(spec: DataSpec) -> Dataset:
         )
     whole = _splits(spec)
     labels = {role: _labels(one, spec) for role, one in whole.items()}
-    names = [str(name) for name in getattr(whole["train"], "classes", [])]
-    keys = [str(i) for i in range(max(len(names), 1 + max(map(max, labels.values()))))]
+    ways = _names(whole["train"])
+    keys = [
+        str(i) for i in range(max(len(ways), 1 + max(max(found, default=0) for found in labels.values())))
+    ]
+    if len(ways) != len(keys):
+        ways = [[key] for key in keys]
     parts = {role: _rows(role, one, labels[role], spec) for role, one in whole.items()}
-    shown = names if len(names) == len(keys) else keys
-    return with_shifts(dataset_of(spec, keys, parts, shown), spec, shown)
+    shown = [names[0] for names in ways]
+    dataset = dataset_of(spec, keys, parts, shown)
+    if spec.class_names is None:
+        dataset = replace(dataset, prompts=fill_templates(spec.templates, ways))
+    return with_shifts(dataset, spec, shown)
+
+
+def _names(one: Any) -> list[list[str]]:
+    """What each class is called, in label order, its usual name first; empty where torchvision does not say."""
+    places: dict[str, int] = getattr(one, "class_to_idx", {})
+    in_order = sorted(places, key=lambda name: places[name])
+    listed = getattr(one, "classes", None) or getattr(one, "categories", None) or in_order
+    return [list(map(str, names)) if isinstance(names, tuple | list) else [str(names)] for names in listed]
 
 
 def _splits(spec: DataSpec) -> dict[str, Any]:
