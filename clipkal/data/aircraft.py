@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clipkal import files
 from clipkal.errors import DataError
 
 VARIANTS = "variants.txt"
@@ -40,9 +41,5 @@ def read_lists(folder: Path) -> Rows:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file}: cannot be read ({error}); FGVC-Aircraft needs it beside {VARIANTS}"
-        ) from error
+    text = files.read_text(file, "list", f"FGVC-Aircraft needs it beside {VARIANTS}")
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -60,8 +60,8 @@ def class_map(key: str, given: Any, root: Path) -> dict[str, str] | None:
     if given is None:
         return None
     if isinstance(given, str):
-        own = CLASS_MAPS / f"{given}.json"
-        path = own if own.is_file() else root / Path(given).expanduser()
+        own = {path.stem: path for path in CLASS_MAPS.glob("*.json")}
+        path = own.get(given, root / Path(given).expanduser())
         given, key = files.read_json(path, "class map", f"check {key}"), str(path)
     given = _plain(given)
     if not isinstance(given, Mapping) or not given:
