@@ -21,13 +21,11 @@ from PIL import Image
 
 from clipkal import files
 from clipkal.data.images import open_image
-from clipkal.data.names import shortened
 from clipkal.data.rows import Rows, dataset_of, in_order
 from clipkal.data.sets import Dataset
 from clipkal.data.shifts import with_shifts
 from clipkal.data.spec import DataSpec
 from clipkal.data.table import conditions, read_columns, select
-from clipkal.data.tree import SPLITS
 from clipkal.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -79,8 +77,6 @@ def load(spec: DataSpec) -> Dataset:
     pieces = _open(spec)
     data = pieces[0].data
     columns = read_columns(spec, COLUMNS, [*data.column_names, "split", "config"])
-    if not spec.splits and columns["split"] == "split":
-        _check_splits(spec, pieces)
     frame = _frame(spec, pieces, columns)
     rows = _rows(spec, pieces, frame, columns)
     parts = {name: rows.at(select(frame, where)) for name, where in conditions(spec, frame, columns).items()}
@@ -88,17 +84,6 @@ def load(spec: DataSpec) -> Dataset:
     keys = [str(i) for i in range(len(names))] if names else in_order(_all_keys(parts))
     _check_labels(spec, parts, keys)
     return with_shifts(dataset_of(spec, keys, parts, names), spec, names or keys)
-
-
-def _check_splits(spec: DataSpec, pieces: list[Piece]) -> None:
-    """Raises `ConfigError` for a split whose use is not plain from its name; a single one is divided whole."""
-    words = list(dict.fromkeys(piece.split for piece in pieces))
-    unknown = [word for word in words if word.lower() not in SPLITS]
-    if unknown and len(words) > 1:
-        raise ConfigError(
-            f"{spec.place}: has splits that are neither train, val nor test: {shortened(unknown)} (of "
-            f"{shortened(words)}); say which to use, such as '+dataset.splits={{train: {words[0]}, test: {words[-1]}}}'"
-        )
 
 
 def _all_keys(parts: Mapping[str, Rows]) -> list[str]:
