@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -118,17 +119,19 @@ def _open(kind: Any, spec: DataSpec, **split: Any) -> Any:
     url = next((str(u) for u in (getattr(kind, "url", None), *getattr(kind, "mirrors", ())) if u), None)
     try:
         return kind(str(spec.path), **split, **({"download": True} if fetching else {}))
-    except (OSError, RuntimeError) as error:
+    except (TypeError, ModuleNotFoundError) as error:
+        raise ConfigError(
+            f"dataset.torchvision={kind.__name__} cannot be opened by its folder alone ({error}); "
+            "use source=folder or source=table"
+        ) from error
+    except Exception as error:  # what torchvision's many readers raise on files that are not theirs
+        if split.get("split") and isinstance(error, ValueError):
+            raise
         if fetching:
             raise by_hand(spec.path, url or f"torchvision's {kind.__name__}", error) from error
         raise DataError(
             f"{spec.path}: torchvision's {kind.__name__} is not there, or damaged; set dataset.download=true to "
             f"fetch it, or unpack it there{f' from {url}' if url else ''}, or check dataset.path"
-        ) from error
-    except (TypeError, ModuleNotFoundError) as error:
-        raise ConfigError(
-            f"dataset.torchvision={kind.__name__} cannot be opened by its folder alone ({error}); "
-            "use source=folder or source=table"
         ) from error
 
 
@@ -139,7 +142,7 @@ def _labels(one: Any, spec: DataSpec) -> list[int]:
         samples = next((getattr(one, name) for name in SAMPLES if hasattr(one, name)), None)
         given = None if samples is None else [sample[1] for sample in samples]
     try:
-        labels = [int(label) for label in given]  # type: ignore[union-attr]
+        labels = [index(label) for label in given]  # type: ignore[union-attr]
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"dataset.torchvision={spec.torchvision}: is no dataset of one label an image that torchvision lists"

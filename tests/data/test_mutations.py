@@ -36,7 +36,7 @@ def read_variants(path):
 def check_split(parts, names):
     assert all(type(name) is str and name.strip() for name in names)
     for part in parts.values():
-        assert all(type(one) is str and ".." not in one for one in part.paths)
+        assert all(type(one) is str and ".." not in one.split("/") for one in part.paths)
         assert all(type(label) is int and 0 <= label < len(names) for label in part.labels)
 
 

@@ -169,6 +169,20 @@ def test_a_damaged_file_is_refused(cifar):
         load_dataset(cifar_config(), cifar)
 
 
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", pickle.dumps([1, 2]), pickle.dumps({"data": 3})])
+def test_a_file_of_another_kind_is_refused(cifar, monkeypatch, content):
+    (cifar / "cifar10/cifar-10-batches-py/test_batch").write_bytes(content)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [["test_batch", None]])
+    with pytest.raises((DataError, ConfigError), match=r"torchvision.*CIFAR10"):
+        load_dataset(cifar_config(), cifar)
+
+
+def test_labels_that_are_no_whole_numbers_are_refused(config, tmp_path, monkeypatch):
+    stand_in(monkeypatch, y=[0.5, 1.0] * 20, classes=["one", "two"])
+    with pytest.raises(ConfigError, match="is no dataset of one label an image"):
+        load_dataset(config("torchvision", torchvision="Dots"), tmp_path)
+
+
 def test_datasets_with_named_splits_keep_them(config, tmp_path, make_tree, monkeypatch):
     class Leaves(torchvision.datasets.ImageFolder):
         def __init__(self, root, split="train", download=False):

@@ -165,6 +165,13 @@ def test_check_refuses_a_split_file_with_another_checksum(capsys, coop):
     assert "not dataset.split_sha256=abc" in said
 
 
+def test_check_of_a_split_file_of_your_own_compares_with_nothing(capsys, coop):
+    home = coop / "food-101"
+    (home / "split_zhou_Food101.json").rename(home / "split_zhou_Soups.json")
+    main(["check", "caltech101", f"dataset.path={home}", "dataset.split_sha256=null"])
+    assert "caltech101 is whole: 2 classes, all 12 decoded" in capsys.readouterr().out
+
+
 def test_shots_are_byte_for_byte_those_of_a_run(capsys, tmp_path):
     main(["shots", "digits", "--shots", "2", "--seed", "3", "--out", str(tmp_path / "shots.json")])
     assert "20 images to learn from, 20 to validate on" in capsys.readouterr().out
