@@ -90,10 +90,16 @@ def read_shot_list(path: Path) -> ShotList:
         raise DataError(f"{path}: the entries do not fit the sha256 in the file; it was edited or cut off")
     if not train:
         raise DataError(f"{path}: lists no training image")
-    subset, classes = content.get("subset", "all"), content.get("classes")
-    if subset not in SUBSETS or not (classes is None or type(classes) is int):
-        raise DataError(f"{path}: subset must be one of {', '.join(SUBSETS)}, and classes a number")
-    return ShotList(train, val, files.sha256(path), content.get("shots"), subset, classes)
+    shots, subset, classes = content.get("shots"), content.get("subset", "all"), content.get("classes")
+    if subset not in SUBSETS or (shots != "all" and not _counts(shots)) or not _counts(classes):
+        raise DataError(
+            f"{path}: shots, subset ({', '.join(SUBSETS)}) or classes are not what clipkal writes there"
+        )
+    return ShotList(train, val, files.sha256(path), shots, subset, classes)
+
+
+def _counts(number: Any) -> bool:
+    return number is None or (type(number) is int and number > 0)
 
 
 def _items(path: Path, part: str, listed: Any) -> list[Item]:

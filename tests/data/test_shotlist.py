@@ -68,7 +68,12 @@ def test_val_of_a_list_may_come_from_train_where_there_is_no_val_pool(feature_da
             '{"train": ["train/0000"], "schema_version": 2}',
             "schema_version 2 is not 1; another clipkal wrote it",
         ),
-        ('{"train": ["train/0000"], "subset": "half"}', "subset must be one of all, base, new"),
+        (
+            '{"train": ["train/0000"], "subset": "half"}',
+            r"shots, subset \(all, base, new\) or classes are not",
+        ),
+        ('{"train": ["train/0000"], "shots": "many"}', "are not what clipkal writes there"),
+        ('{"train": ["train/0000"], "classes": true}', "are not what clipkal writes there"),
         ('{"train": []}', "lists no training image"),
         ('{"train": ["train/9999"]}', "'train/9999' is not among the 6"),
         ('{"train": ["train/0000", "train/0000"]}', "lists 'train/0000' twice"),
