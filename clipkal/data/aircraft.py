@@ -35,7 +35,9 @@ def read_lists(folder: Path) -> Rows:
         for line in _lines(file):
             number, _, name = line.partition(" ")
             if name not in labels:
-                raise DataError(f"{file}: the class {name!r} of image {number!r} is not in {VARIANTS}")
+                raise DataError(
+                    f"{file}: the class {name[:80]!r} of image {number[:80]!r} is not in {VARIANTS}"
+                )
             rows[part].append((f"{number}.jpg", labels[name], name))
     return rows
 

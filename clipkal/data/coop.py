@@ -166,7 +166,7 @@ def checked(file: Path, rows: Rows) -> tuple[dict[str, Split], list[str]]:
     for path, label, name in (row for part_rows in rows.values() for row in part_rows):
         refuse_escape(file, path)
         if names.setdefault(label, name) != name:
-            raise DataError(f"{file}: label {label} is called both {names[label]!r} and {name!r}")
+            raise DataError(f"{file}: label {label} is called both {names[label][:80]!r} and {name[:80]!r}")
     if sorted(names) != list(range(len(names))):
         raise DataError(f"{file}: labels must be 0..C-1 without gaps, found {shortened(sorted(names))}")
     parts = {part: Split([r[0] for r in listed], [r[1] for r in listed]) for part, listed in rows.items()}

@@ -83,7 +83,7 @@ def read_shot_list(path: Path) -> ShotList:
         raise DataError(f"{path}: is no shot list: {_EXPECTED}")
     if (version := content.get("schema_version", RECORD_VERSION)) != RECORD_VERSION:
         raise DataError(
-            f"{path}: schema_version {version!r} is not {RECORD_VERSION}; another clipkal wrote it"
+            f"{path}: schema_version {reprlib.repr(version)} is not {RECORD_VERSION}; another clipkal wrote it"
         )
     train, val = (_items(path, part, content.get(part)) for part in ("train", "val"))
     if "sha256" in content and content["sha256"] != fingerprint(content.get("train"), content.get("val")):
@@ -150,19 +150,21 @@ def positions_of(
         position = _find(name, places)
         if position is None:
             raise DataError(
-                f"{path}: the listed image {name!r} is not among the {len(pool)} of {pool.name!r}"
+                f"{path}: the listed image {name[:200]!r} is not among the {len(pool)} of {pool.name!r}"
             )
         label = int(pool.labels[position])
         own = class_names[label]
         if class_name is not None and spoken(class_name).lower() != spoken(own).lower():
-            raise DataError(f"{path}: lists {name!r} as {class_name!r} but the dataset has it as {own!r}")
+            raise DataError(
+                f"{path}: lists {name[:200]!r} as {class_name[:80]!r} but the dataset has it as {own!r}"
+            )
         if item.label is not None and item.label != number_of.get(label):
             raise DataError(
-                f"{path}: lists {name!r} with label {item.label}, but its class {own!r} has label "
+                f"{path}: lists {name[:200]!r} with label {item.label}, but its class {own!r} has label "
                 f"{number_of.get(label)} now: the classes have another order; draw the shots again"
             )
         if position in taken:
-            raise DataError(f"{path}: lists {name!r} twice; each image may be shown once")
+            raise DataError(f"{path}: lists {name[:200]!r} twice; each image may be shown once")
         taken.add(position)
         positions.append(position)
     return positions
