@@ -1,7 +1,8 @@
-"""Files that are either whole or absent: atomic writes, digests and locks."""
+"""Files that are either whole or absent: atomic writes, JSON that is checked when read, digests and locks."""
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+
+from clipkal.errors import DataError
+
+DEEPEST = 20  # levels of JSON: more than any file that is read here has, and far from where recursion ends
+MOST_DIGITS = 19  # of a whole number: 64 bits
 
 
 @contextmanager
@@ -59,6 +65,103 @@ def _json_safe(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     return value
+
+
+def read_text(path: str | Path, what: str, way_out: str) -> str:
+    """The text of a file of people's: UTF-8 with or without a byte order mark, without NUL.
+
+    Args:
+        path: the file.
+        what: what it should be, for the message, such as "shot list".
+        way_out: what to do where it is not, for the message.
+
+    Raises:
+        DataError: there is no such file, or it is no such text.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():  # a folder, or a pipe that nobody writes to
+            raise ValueError("it is no file" if path.exists() else "no such file")
+        text = path.read_bytes().decode("utf-8-sig")
+        if "\0" in text:
+            raise ValueError("it holds NUL bytes")
+    except UnicodeDecodeError as error:
+        reason = f"byte {error.start} is not UTF-8; save it as UTF-8"
+        raise DataError(f"{path}: no {what} can be read there ({reason})") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{path}: no {what} can be read there ({reason}); {way_out}") from error
+    return text
+
+
+def read_json(path: str | Path, what: str, way_out: str) -> Any:
+    """The value in a JSON file of people's.
+
+    Stricter than `json.loads`, since what is wrong with a value is best said where it is: a key that appears
+    twice, NaN and infinity, nesting beyond `DEEPEST` levels, and text that no file could hold (NUL, halves of
+    surrogate pairs) are refused.
+
+    Args:
+        path, what, way_out: as for `read_text`.
+
+    Raises:
+        DataError: there is no such file, or it is no such JSON; the line names the place in it.
+    """
+    text = read_text(path, what, way_out)
+    try:
+        value = json.loads(
+            text, object_pairs_hook=_distinct, parse_constant=_finite, parse_float=_finite, parse_int=_integer
+        )
+        _check_json(value, "", 0)
+    except json.JSONDecodeError as error:
+        reason = f"{error.msg}, line {error.lineno} column {error.colno}"
+    except RecursionError:
+        reason = f"nested more than {DEEPEST} levels deep"
+    except ValueError as error:
+        reason = str(error)
+    else:
+        return value
+    raise DataError(f"{path}: no {what} can be read there ({reason}); {way_out}")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key[:60]!r} appears twice")
+        found[key] = value
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"{text[:20]}… is no sensible number")
+    return int(text)
+
+
+def _check_json(value: Any, place: str, depth: int) -> None:
+    if depth > DEEPEST:
+        raise RecursionError
+    if isinstance(value, str) and not value.isprintable() and _unwritable(value):
+        raise ValueError(f"{place or 'it'}: text with a NUL or half a surrogate pair")
+    if isinstance(value, dict):
+        for key, one in value.items():
+            _check_json(key, f"{place}: a key", depth)
+            _check_json(one, f"{place}.{key[:40]}".lstrip("."), depth + 1)
+    elif isinstance(value, list):
+        for i, one in enumerate(value):
+            _check_json(one, f"{place}[{i}]", depth + 1)
+
+
+def _unwritable(text: str) -> bool:
+    return any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)
 
 
 def sha256(path: str | Path) -> str:

@@ -4,7 +4,7 @@
 `explain()` turns Hydra's messages into one line with the nearest right key.
 """
 
-from clipkal.config.compose import compose, conf_dir, register
+from clipkal.config.compose import compose, conf_dir, quoted, register
 from clipkal.config.explain import explain
 
-__all__ = ["compose", "conf_dir", "explain", "register"]
+__all__ = ["compose", "conf_dir", "explain", "quoted", "register"]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import errno
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from clipkal.data.class_files import ClassNames, class_map, class_names
 from clipkal.data.names import choose, shown
-from clipkal.errors import ConfigError, DataError
+from clipkal.errors import ConfigError
 
 SOURCES = (
     "rendered", "digits", "folder", "table", "archive", "features", "coop", "torchvision", "huggingface",
@@ -27,8 +27,6 @@ SPACES = ("occurring", "all")
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 DEFAULT_VAL_FRACTION = 0.1
 DEFAULT_TEST_FRACTION = 0.4
-CLASS_MAPS = Path(__file__).parent / "class_maps"
-ClassNames = Mapping[str, str] | Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def read_spec(cfg: Any, root: str | Path) -> DataSpec:
         corruptions=corruptions,
         order=order,
         templates=tuple(_templates(_get(cfg, "templates"))),
-        class_names=_class_names(_get(cfg, "class_names"), root),
+        class_names=class_names(_get(cfg, "class_names"), root),
         val_fraction=_fraction(cfg, "val_fraction", DEFAULT_VAL_FRACTION),
         test_fraction=_fraction(cfg, "test_fraction", DEFAULT_TEST_FRACTION),
         split_sha256=_get(cfg, "split_sha256"),
@@ -244,31 +242,11 @@ def _read_shift(name: str, described: Mapping[str, Any], root: Path) -> Shift:
     return Shift(
         path=_place(f"{key}.path", described["path"], root),
         domain=described.get("domain"),
-        class_map=_class_map(f"{key}.class_map", described.get("class_map"), root),
+        class_map=class_map(f"{key}.class_map", described.get("class_map"), root),
         border=border,
         classes=str(classes),
         urls=dict(described.get("urls") or {}),
     )
-
-
-def _class_map(key: str, given: Any, root: Path) -> dict[str, str] | None:
-    """A mapping as it is; a string is a .json file, or the name of one that comes with clipkal."""
-    if given is None:
-        return None
-    if isinstance(given, str):
-        own = CLASS_MAPS / f"{given}.json"
-        path = own if own.is_file() else root / Path(given).expanduser()
-        try:
-            given = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: no class map can be read there ({error}); check {key}") from error
-    if (
-        not isinstance(given, Mapping)
-        or not given
-        or not all(isinstance(v, str | int) for v in given.values())
-    ):
-        raise DataError(f"{key}: must map each class of the OOD set to one class of ID, {{there: here, …}}")
-    return {str(there): str(here) for there, here in given.items()}
 
 
 def _templates(templates: Any) -> list[str]:
@@ -284,23 +262,3 @@ def _fraction(cfg: Any, key: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise ConfigError(f"dataset.{key}={value}: must be a number from 0 to below 1")
     return float(value)
-
-
-def _class_names(names: Any, root: Path) -> ClassNames:
-    """A mapping or list as it is; a string is a file: JSON, or lines of a key, a space and the name."""
-    if names is None:
-        return None
-    if isinstance(names, Mapping):
-        return {str(k): str(v) for k, v in names.items()}
-    if not isinstance(names, str):
-        return [str(n) for n in names]
-    path = root / Path(names).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            return _class_names(json.loads(text), root)
-        return dict(line.strip().split(maxsplit=1) for line in text.splitlines() if line.strip())
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: no class names can be read there ({error}); check dataset.class_names"
-        ) from error
