@@ -198,7 +198,8 @@ def test_the_same_file_name_size_and_time_with_other_weights_is_another_entry(vi
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
     found = [
-        image_features(one, image_set(), tmp_path / "cache")[0].features for one in (first, backbone_of(folder))
+        image_features(one, image_set(), tmp_path / "cache")[0].features
+        for one in (first, backbone_of(folder))
     ]
     assert not torch.equal(*found) and len(entries(tmp_path / "cache")) == 2
 
