@@ -11,6 +11,16 @@ from typing import Any
 
 from filelock import FileLock
 
+from clipkal.errors import ConfigError
+
+
+def expanded(path: str | Path) -> Path:
+    """`path` with a leading ~ replaced by the home directory; ConfigError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: there is no home directory for ~ here; give the whole path") from error
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
