@@ -1,6 +1,7 @@
 """Where a backbone comes from: the configured names resolved for open_clip, or one clear error."""
 
 import json
+import os
 import tempfile
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -113,7 +114,7 @@ def _local_dir(folder: Path) -> Source:
     bpe_path = (model_cfg["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
     if bpe_path:
         tokenizer["bpe_path"] = str(folder.resolve() / bpe_path)
-        if not Path(tokenizer["bpe_path"]).is_file():
+        if not os.path.isfile(tokenizer["bpe_path"]):  # noqa: PTH113 (False, too, for no path at all)
             raise BackboneError(
                 f"{folder / CONFIG_FILE} names the tokenizer file {bpe_path}, which is missing"
             )
