@@ -83,7 +83,9 @@ class Backbone:
     @property
     def transform(self) -> str:
         """What `preprocess` does, in words that are the same in every process."""
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(self.preprocess))
+        fills = [step.fill for step in getattr(self.preprocess, "transforms", ()) if getattr(step, "fill", 0)]
+        text = re.sub(r" at 0x[0-9a-f]+", "", repr(self.preprocess))
+        return f"{text} fill={fills}" if fills else text  # which open_clip's own words leave out
 
 
 def load_backbone(cfg: Any, device: str | torch.device = "cpu") -> Backbone | None:

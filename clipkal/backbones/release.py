@@ -56,6 +56,11 @@ def _interpolation(value: Any) -> bool:
     return value in ("bicubic", "bilinear", "random")  # open_clip takes any other word for bicubic
 
 
+def _grey(value: Any) -> bool:
+    """a whole number from 0 to 255"""
+    return type(value) is int and 0 <= value <= 255
+
+
 def _resize_mode(value: Any) -> bool:
     """shortest, longest or squash"""
     return value in ("shortest", "longest", "squash")
@@ -81,6 +86,7 @@ _OPTIONAL: dict[str, Check] = {
     "preprocess_cfg.std": three_positive_numbers,
     "preprocess_cfg.interpolation": _interpolation,
     "preprocess_cfg.resize_mode": _resize_mode,
+    "preprocess_cfg.fill_color": _grey,
 }
 
 

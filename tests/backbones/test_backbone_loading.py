@@ -153,6 +153,17 @@ def test_mini_is_registered_and_finds_its_vocabulary_from_any_folder(mini, tmp_p
     open_clip.add_model_config(tmp_path)  # a later scan of the registry must not trip over the temporary file
 
 
+def test_another_vocabulary_of_the_same_size_is_another_entry(mini, tmp_path):
+    import gzip
+
+    found = []
+    for merges in (["c a", "d o", "ca t</w>", "do g</w>"], ["d o", "c a", "do g</w>", "ca t</w>"]):
+        with gzip.open(mini / "merges.txt.gz", "wt") as file:
+            file.write("\n".join(["#version", *merges, ""]))
+        found.append(text_features(backbone_of(mini), [["a cat"], ["a dog"]], tmp_path / "cache"))
+    assert not torch.equal(*found) and len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
+
+
 def test_mini_and_a_local_dir_of_it_give_the_same(mini):
     embedded, exported = backbone_of("mini"), backbone_of(mini)
     assert embedded.identity == exported.identity
