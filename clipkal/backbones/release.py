@@ -42,8 +42,8 @@ def _object(value: Any) -> bool:
 
 
 def _text(value: Any) -> bool:
-    """a text"""
-    return isinstance(value, str) and value.isprintable()
+    """a short text"""
+    return isinstance(value, str) and value.isprintable() and len(value) < 256
 
 
 def _true_or_false(value: Any) -> bool:
