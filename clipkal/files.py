@@ -12,10 +12,18 @@ from typing import Any
 
 from filelock import FileLock
 
-from clipkal.errors import DataError
+from clipkal.errors import ConfigError, DataError
 
 DEEPEST = 20  # levels of JSON: more than any file that is read here has, and far from where recursion ends
 MOST_DIGITS = 19  # of a whole number: 64 bits
+
+
+def expanded(path: str | Path) -> Path:
+    """`path` with a leading ~ replaced by the home directory; ConfigError where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: there is no home directory for ~ here; give the whole path") from error
 
 
 @contextmanager
