@@ -155,7 +155,8 @@ def require_path(spec: DataSpec) -> None:
     """Raises `ConfigError` where the data are somebody's own and `dataset.path` does not say where they are."""
     if not spec.placed and spec.source in PLACED and not spec.path.exists():
         raise ConfigError(
-            f"dataset.path is not set; give the place of {PLACED[spec.source]}, such as dataset.path=/my/data"
+            f"dataset.path is not set, and {spec.path} is not there; check dataset.path, the place of "
+            f"{PLACED[spec.source]}, such as dataset.path=/my/data"
         )
 
 

@@ -124,7 +124,7 @@ def test_missing_and_empty_folders_are_named(config, tmp_path, make_tree):
     with pytest.raises(DataError, match=r"toy: no such folder; check dataset\.path"):
         load_dataset(config("folder", path="toy"), tmp_path)
     with pytest.raises(
-        ConfigError, match=r"dataset\.path is not set; give the place of your folder of images"
+        ConfigError, match=r"dataset\.path is not set, .*, the place of your folder of images"
     ):
         load_dataset(config("folder"), tmp_path)
     (tmp_path / "toy").mkdir()

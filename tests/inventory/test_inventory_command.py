@@ -307,7 +307,7 @@ def test_preview_of_a_folder_shows_a_broken_image_and_names_it(capsys, tree, tmp
         (["check"], "the following arguments are required: NAME"),
         (["shots", "digits", "--shots", "500"], "fewer than fewshot.shots=500"),
         (["preview", "digits", "--out", "sheet.pdf"], "must end in .png, .jpg or .webp"),
-        (["check", "archive"], "dataset.path is not set; give the place of your .npz"),
+        (["check", "archive"], "dataset.path is not set, and "),
     ],
 )
 def test_bad_input_is_met_with_one_clear_line(capsys, words, said):
