@@ -111,6 +111,7 @@ def test_mutations_of_the_configuration(count, tmp_path):
     for _ in range(count):
         whole = rng.random() < 0.8
         text = json.dumps(mutated(CONFIG, rng) if whole else CONFIG).encode()
+        config.unlink(missing_ok=True)  # writing over a file waits for the disk
         config.write_bytes(text if whole else damaged(text, rng))
         number += refused(lambda: resolve(f"local-dir:{tmp_path}", None))
     assert 0.3 < number / count < 0.95  # neither everything nor nothing
