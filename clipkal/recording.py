@@ -162,9 +162,15 @@ def _training_record(training: Training | None) -> dict[str, Any]:
     if training is None:
         return {"seconds": 0.0, "trials": []}
     kept = training.kept
-    record = {"rate": kept.rate, "epoch": kept.epoch, "val_nll": kept.val_nll, "seconds": training.seconds}
-    record |= {"optimizer": training.optimizer.describe(), "last_step": training.last_step}
-    return {**record, "trials": [vars(trial) for trial in training.trials]}
+    return {
+        "rate": kept.rate,
+        "epoch": kept.epoch,
+        "val_nll": kept.val_nll,
+        "seconds": training.seconds,
+        "optimizer": training.optimizer.describe(),
+        "last_step": training.last_step,
+        "trials": [vars(trial) for trial in training.trials],
+    }
 
 
 def _summary(evaluation: Evaluation, training: Training | None) -> dict[str, Any]:

@@ -112,7 +112,7 @@ IMPOSSIBLE = [
 
 @pytest.mark.parametrize(("make", "settings"), IMPOSSIBLE)
 def test_a_setting_that_cannot_be_is_named(make: Any, settings: dict[str, Any]) -> None:
-    (name, value) = next(iter(settings.items()))
+    name = next(iter(settings))
     said = "the prior of weight" if name == "priors" else name
     with pytest.raises(ValueError, match=rf"^{said} must be "):
         make(bilinear(), **settings)
