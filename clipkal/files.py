@@ -15,7 +15,9 @@ from typing import Any
 from filelock import FileLock
 
 CHUNK = 256  # files that a thread looks at, at a time
-LONGEST_PREFIX = 48  # letters of a file's name in that of its temporary file, so that a long name stays possible
+LONGEST_PREFIX = (
+    48  # letters of a file's name in that of its temporary file, so that a long name stays possible
+)
 
 
 @contextmanager

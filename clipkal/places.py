@@ -37,7 +37,9 @@ def _other(listed: str, root: str) -> DataSpec:
     """One of fewshot.transfer: an option of conf/dataset, or option:path."""
     option, _, path = listed.partition(":")
     changes: dict[str, Any] = {"ood": []} | ({"path": path} if path else {})
-    return read_spec(OmegaConf.merge(OmegaConf.structured(DatasetConfig), entry(option).config, changes), root)
+    return read_spec(
+        OmegaConf.merge(OmegaConf.structured(DatasetConfig), entry(option).config, changes), root
+    )
 
 
 def _with_images(path: Path, task: FewShotTask) -> Iterator[Path]:

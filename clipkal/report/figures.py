@@ -58,7 +58,9 @@ def _curve(axes: Axes, points: Sequence[Row], name: str, place: dict[str, int], 
     estimates = [row.values[name, "accuracy"] for row in there]
     y = [100 * e.mean for e in estimates]
     if not there[0].trained and len(set(y)) == 1:  # zero-shot: the same at any number of shots
-        axes.axhline(y[0], color=style.color, linestyle=style.line, linewidth=1.6, label=shown(there[0].label))
+        axes.axhline(
+            y[0], color=style.color, linestyle=style.line, linewidth=1.6, label=shown(there[0].label)
+        )
         return
     x = [place[row.shots] for row in there]
     half = [100 * (e.half_width or 0) for e in estimates]

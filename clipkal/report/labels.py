@@ -13,8 +13,9 @@ CHOICES = ("adapter", "optimizer", "validation", "protocol")
 def labels_of(family: Sequence[Run]) -> list[str]:
     """A name for each run's row: its method, and what tells it from other runs of the same method.
 
-    That is any of `CHOICES` in which the method's runs differ, and further overrides. Runs that still share label, shots and seed are different runs
-    all the same: they get their run id, for an average over them would not be one over seeds.
+    That is any of `CHOICES` in which the method's runs differ, and further overrides. Runs that still share
+    label, shots and seed are different runs all the same: they get their run id, for an average over them
+    would not be one over seeds.
     """
     methods: dict[str, list[Run]] = defaultdict(list)
     for run in family:

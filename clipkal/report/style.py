@@ -18,7 +18,7 @@ simulation.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 KNOWN = {"kalman": 0, "adamw": 1, "kalman_diagonal": 2, "sgd": 3, "rkalman": 4, "reng": 5, "ring": 6}
 UNTRAINED = "#6b7280"
-LONGEST = 60
+LONGEST = 40
 
 
 @dataclass(frozen=True)

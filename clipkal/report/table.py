@@ -244,10 +244,11 @@ def csv_text(rows: Iterable[Row]) -> str:
     for row in rows:
         words = map(_cell, (row.dataset, row.backbone, row.method, row.label, row.predictive))
         head = [*words, row.reported, _cell(row.shots)]
-        seeds = [len(row.seeds), " ".join(map(str, row.seeds))]
+        seeds = _cell(" ".join(map(str, row.seeds)))
         for (name, metric), value in row.values.items():
             half = "" if value.half_width is None else value.half_width
-            writer.writerow([*head, _cell(name), _cell(metric), value.mean, half, len(value.values), _cell(seeds[1])])
+            found = [value.mean, half, len(value.values), seeds]
+            writer.writerow([*head, _cell(name), _cell(metric), *found])
     return file.getvalue()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from clipkal.errors import ClipkalError
 from clipkal.tracking import identity
 from clipkal.tracking.inputs import Inputs, Record, is_record
 from clipkal.tracking.metrics_file import MetricsFile
-from clipkal.tracking.writing import plain, printable, render, valid, writing
+from clipkal.tracking.writing import plain, printable, render, writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 SCHEMA_VERSION = 1
 MARKER = "finished.json"
 ID_COMMENT = "# clipkal run "
+ID = re.compile("[0-9a-f]{8,64}")  # of a run; it becomes a part of file names
 SMALL = 1 << 20  # bytes of a result whose digest is checked before a finished run is skipped
 NOT_RESULTS = ("wandb", "checkpoint", ".", MARKER)  # how names start that finished.json does not list
 
@@ -108,8 +110,10 @@ class RunDirectory:
 
     def _asked(self, run_id: str, config_yaml: str) -> State:
         """The state, with what is stale about it where it is this very run."""
-        state = self.state(config_yaml)
-        if state.status != "finished" or state.run_id != run_id:
+        state = self.state()
+        if state.run_id != run_id:
+            return self.state(config_yaml)
+        if state.status != "finished":
             return state
         damaged, changed = self.verify(SMALL), self._changed_inputs(config_yaml)
         lines = [f"has damaged files ({_few(damaged)})"] * bool(damaged)
@@ -275,8 +279,6 @@ class RunDirectory:
     def write_predictions(self, frame: "pd.DataFrame") -> Path:
         """predictions.parquet: one row per image and predictive."""
         path = self.path / "predictions.parquet"
-        words = [name for name in frame.columns if all(isinstance(cell, str) for cell in frame[name])]
-        frame = frame.assign(**{name: frame[name].map(valid) for name in words})
         with writing(path), files.atomic_path(path) as temporary:
             frame.to_parquet(temporary, index=False, compression="zstd")
         return path
@@ -297,7 +299,8 @@ class RunDirectory:
 
 def _id_in(config_text: str) -> str | None:
     first = config_text.partition("\n")[0]
-    return first.removeprefix(ID_COMMENT).strip() if first.startswith(ID_COMMENT) else None
+    known = first.removeprefix(ID_COMMENT).strip()
+    return known if first.startswith(ID_COMMENT) and ID.fullmatch(known) else None
 
 
 def inputs_of(config: Any) -> Inputs:
@@ -321,7 +324,8 @@ def _differences(there: str, here: str) -> list[str]:
 
 def _is_marker(value: Any) -> bool:
     """Whether JSON is what `finish` writes; the keys that older runs lack may be missing."""
-    if not isinstance(value, dict) or not isinstance(value.get("run_id"), str):
+    known = value.get("run_id") if isinstance(value, dict) else None
+    if not isinstance(known, str) or not ID.fullmatch(known):
         return False
     listed, sizes, summary = (value.get(key, {}) for key in ("files", "sizes", "summary"))
     return (
@@ -330,7 +334,7 @@ def _is_marker(value: Any) -> bool:
         and all(isinstance(digest, str) and "\0" not in name for name, digest in listed.items())
         and all(isinstance(size, int) for size in sizes.values())
         and isinstance(summary, dict)
-        and all(number is None or isinstance(number, int | float) for number in summary.values())
+        and all(type(number) in (int, float, type(None)) for number in summary.values())
         and is_record(value.get("inputs", {}))
     )
 
@@ -341,7 +345,7 @@ def _is_whole(path: Path, digest: str, size: int | None, most: int | None) -> bo
         if not path.is_file() or (size is not None and there != size):
             return False
         return (most is not None and there > most) or files.sha256(path) == digest
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that can be none of a file
         return False
 
 

