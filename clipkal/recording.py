@@ -17,8 +17,7 @@ from clipkal.evaluation import Evaluation
 from clipkal.files import digest
 from clipkal.places import places
 from clipkal.tracking import RunDirectory, WandbMirror, environment, other_choices
-from clipkal.tracking.directory import inputs_of
-from clipkal.tracking.inputs import Record
+from clipkal.tracking.inputs import Record, inputs_of
 from clipkal.training import State, Training
 
 log = logging.getLogger("clipkal")

@@ -8,7 +8,8 @@ from typing import Any
 
 from clipkal.errors import DataError
 from clipkal.report.results import RESULTS, read_results
-from clipkal.tracking.directory import ID_COMMENT, MARKER
+from clipkal.tracking.directory import ID_COMMENT
+from clipkal.tracking.marker import MARKER
 
 ASIDE = ".old-"
 """In the name of a run that was moved aside for another one; it is no longer part of the results."""

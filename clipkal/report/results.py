@@ -6,7 +6,8 @@ from typing import Any
 
 from clipkal import files
 from clipkal.errors import DataError
-from clipkal.tracking.directory import MARKER, SCHEMA_VERSION
+from clipkal.tracking.directory import SCHEMA_VERSION
+from clipkal.tracking.marker import MARKER
 from clipkal.tracking.writing import plain, printable
 
 RESULTS = "results.json"

@@ -1,8 +1,6 @@
 """The run directory: the one place where a run's results are true. Whatever else fails, this must not."""
 
-import json
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -15,7 +13,8 @@ from omegaconf import OmegaConf
 from clipkal import files
 from clipkal.errors import ClipkalError
 from clipkal.tracking import identity
-from clipkal.tracking.inputs import Inputs, Record, is_record
+from clipkal.tracking.inputs import Record, inputs_of
+from clipkal.tracking.marker import ID, MARKER, damaged_files, read_marker, results_in
 from clipkal.tracking.metrics_file import MetricsFile
 from clipkal.tracking.writing import plain, printable, render, writing
 
@@ -27,11 +26,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-MARKER = "finished.json"
 ID_COMMENT = "# clipkal run "
-ID = re.compile("[0-9a-f]{8,64}")  # of a run; it becomes a part of file names
 SMALL = 1 << 20  # bytes of a result whose digest is checked before a finished run is skipped
-NOT_RESULTS = ("wandb", "checkpoint", ".", MARKER)  # how names start that finished.json does not list
 
 
 @dataclass(frozen=True)
@@ -86,21 +82,13 @@ class RunDirectory:
             if self.path.exists() and not self.path.is_dir():
                 raise ClipkalError(f"{self.path} is a file where a run directory belongs; set output_dir=…")
             empty = not (self.path.is_dir() and any(self.path.iterdir()))
-        marker = self._marker()
+        marker = read_marker(self.path)
         if marker is None and empty:
             return State("new")
         there = self._config_text()
         known = marker["run_id"] if marker else _id_in(there)
         differs = _differences(there, config_yaml) if there and config_yaml else []
         return State("finished" if marker else "unfinished", known, differs)
-
-    def _marker(self) -> dict[str, Any] | None:
-        """finished.json, or None where it is missing or damaged."""
-        try:
-            marker = json.loads((self.path / MARKER).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return None
-        return {"files": {}, "sizes": {}, "inputs": {}, **marker} if _is_marker(marker) else None
 
     def _config_text(self) -> str:
         try:
@@ -121,7 +109,10 @@ class RunDirectory:
         return replace(state, stale=" and ".join(lines))
 
     def _changed_inputs(self, config_yaml: str) -> list[str]:
-        record, inputs = (self._marker() or {}).get("inputs", {}), inputs_of(OmegaConf.create(config_yaml))
+        record, inputs = (
+            (read_marker(self.path) or {}).get("inputs", {}),
+            inputs_of(OmegaConf.create(config_yaml)),
+        )
         if inputs.verify and (unknown := inputs.unknown(record)):
             log.warning("%s was made without data.verify, so only %s", self.path, _only_stamps(unknown))
         return inputs.changes(record)
@@ -207,7 +198,7 @@ class RunDirectory:
             inputs: what the run was made from, `Inputs.record`.
         """
         self._metrics.close()
-        names = self._results()
+        names = results_in(self.path)
         content = {
             "schema_version": SCHEMA_VERSION,
             "run_id": self.run_id,
@@ -221,15 +212,9 @@ class RunDirectory:
         with writing(self.path / MARKER):
             files.write_json(self.path / MARKER, content)
 
-    def _results(self) -> list[str]:
-        paths = sorted(p for p in self.path.rglob("*") if p.is_file())
-        names = [p.relative_to(self.path) for p in paths]
-        kept = [n for n in names if not n.parts[0].startswith(NOT_RESULTS) and not n.name.startswith(".")]
-        return [n.as_posix() for n in kept]
-
     def summary(self) -> dict[str, Any]:
         """What `finish` was given, for a run that is done; else nothing."""
-        return dict((self._marker() or {}).get("summary", {}))
+        return dict((read_marker(self.path) or {}).get("summary", {}))
 
     def verify(self, most: int | None = None) -> list[str]:
         """Names of result files of a finished run that are missing or no longer what they were.
@@ -237,12 +222,7 @@ class RunDirectory:
         Args:
             most: files of more bytes are only checked for their size; None digests every file.
         """
-        marker = self._marker() or {"files": {}, "sizes": {}}
-        return [
-            name
-            for name, digest in marker["files"].items()
-            if not _is_whole(self.path / name, digest, marker["sizes"].get(name), most)
-        ]
+        return damaged_files(self.path, read_marker(self.path) or {}, most)
 
     # -- what a run leaves behind ----------------------------------------------------------------------------
 
@@ -303,50 +283,12 @@ def _id_in(config_text: str) -> str | None:
     return known if first.startswith(ID_COMMENT) and ID.fullmatch(known) else None
 
 
-def inputs_of(config: Any) -> Inputs:
-    """How a run with this configuration looks at its inputs: `data.root`, `data.verify`, and what is left out."""
-    root, cache = (OmegaConf.select(config, key) for key in ("data.root", "data.cache"))
-    own = [OmegaConf.select(config, "output_dir") or "outputs", *([cache] if cache else [])]
-    return Inputs(
-        Path(root or "data").expanduser().absolute(),
-        bool(OmegaConf.select(config, "data.verify")),
-        [Path(folder).expanduser() for folder in own],
-    )
-
-
 def _differences(there: str, here: str) -> list[str]:
     try:
         old, new = (OmegaConf.to_container(OmegaConf.create(text)) for text in (there, here))
         return identity.differences(old, new)  # type: ignore[arg-type]
     except Exception:  # a damaged config.yaml has no settings to compare, however it is damaged
         return []
-
-
-def _is_marker(value: Any) -> bool:
-    """Whether JSON is what `finish` writes; the keys that older runs lack may be missing."""
-    known = value.get("run_id") if isinstance(value, dict) else None
-    if not isinstance(known, str) or not ID.fullmatch(known):
-        return False
-    listed, sizes, summary = (value.get(key, {}) for key in ("files", "sizes", "summary"))
-    return (
-        isinstance(listed, dict)
-        and isinstance(sizes, dict)
-        and all(isinstance(digest, str) and "\0" not in name for name, digest in listed.items())
-        and all(isinstance(size, int) for size in sizes.values())
-        and isinstance(summary, dict)
-        and all(type(number) in (int, float, type(None)) for number in summary.values())
-        and is_record(value.get("inputs", {}))
-    )
-
-
-def _is_whole(path: Path, digest: str, size: int | None, most: int | None) -> bool:
-    try:
-        there = path.stat().st_size
-        if not path.is_file() or (size is not None and there != size):
-            return False
-        return (most is not None and there > most) or files.sha256(path) == digest
-    except (OSError, ValueError):  # ValueError: a name that can be none of a file
-        return False
 
 
 def _few(names: list[str]) -> str:

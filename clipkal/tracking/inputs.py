@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 import clipkal
 from clipkal import files
 
@@ -103,6 +105,17 @@ class Inputs:
 
     def _place(self, name: str) -> Path:
         return _package() / name.removeprefix(PACKAGE) if name.startswith(PACKAGE) else self.root / name
+
+
+def inputs_of(config: Any) -> Inputs:
+    """How a run with this configuration looks at its inputs: `data.root`, `data.verify`, and what is left out."""
+    root, cache = (OmegaConf.select(config, key) for key in ("data.root", "data.cache"))
+    own = [OmegaConf.select(config, "output_dir") or "outputs", *([cache] if cache else [])]
+    return Inputs(
+        Path(root or "data").expanduser().absolute(),
+        bool(OmegaConf.select(config, "data.verify")),
+        [Path(folder).expanduser() for folder in own],
+    )
 
 
 def is_record(value: Any) -> bool:

@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from clipkal import files
 from clipkal.errors import ClipkalError
 from clipkal.tracking import RunDirectory
-from clipkal.tracking.directory import SMALL, State, inputs_of
+from clipkal.tracking.directory import SMALL, State
+from clipkal.tracking.inputs import inputs_of
 
 YAML = "seed: 1\nfewshot:\n  shots: 4\n"
 A, B = "a" * 16, "b" * 16
