@@ -86,7 +86,8 @@ def digest(*parts: str | bytes) -> str:
 
 
 def stamps(folder: str | Path, relative: Sequence[str], contents: bool = False) -> list[str | None]:
-    """What tells a change of each file, None where it is missing; many at once, since network disks are slow.
+    """What tells a change of each file, None where there is no regular file (a pipe would never end); many at
+    once, since network disks are slow.
 
     Args:
         folder, relative: N files, by their paths below the folder.
@@ -104,18 +105,16 @@ def stamps(folder: str | Path, relative: Sequence[str], contents: bool = False) 
 def _stamp(path: str) -> str | None:
     try:
         status = os.stat(path)  # noqa: PTH116 (a Path takes twice as long to make as the call)
-    except (OSError, ValueError):  # ValueError: a NUL in the name
+    except (OSError, ValueError):  # ValueError: no text that a path can be
         return None
-    return f"{status.st_size}:{status.st_mtime_ns}"
+    return f"{status.st_size}:{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else None
 
 
 def _content_stamp(path: str) -> str | None:
+    found = _stamp(path)
     try:
-        status = os.stat(path)  # noqa: PTH116
-        if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for its other end
-            return f"{status.st_size}:{status.st_mtime_ns}"
-        return f"{status.st_size}:{sha256(path)}"
-    except (OSError, ValueError):
+        return found and f"{found.partition(':')[0]}:{sha256(path)}"
+    except OSError:
         return None
 
 

@@ -109,10 +109,8 @@ class RunDirectory:
         return replace(state, stale=" and ".join(lines))
 
     def _changed_inputs(self, config_yaml: str) -> list[str]:
-        record, inputs = (
-            (read_marker(self.path) or {}).get("inputs", {}),
-            inputs_of(OmegaConf.create(config_yaml)),
-        )
+        record = (read_marker(self.path) or {}).get("inputs", {})
+        inputs = inputs_of(OmegaConf.create(config_yaml))
         if inputs.verify and (unknown := inputs.unknown(record)):
             log.warning("%s was made without data.verify, so only %s", self.path, _only_stamps(unknown))
         return inputs.changes(record)
