@@ -17,6 +17,7 @@ from torch import Tensor
 from clipkal.errors import ConfigError
 from clipkal.metrics import auroc, classification_metrics, fpr95, msp, reliability
 from clipkal.metrics.calibration import BINS
+from clipkal.tracking.writing import valid
 from clipkal.uncertainty import PREDICTIVES, Prediction
 from clipkal.uncertainty.fitting import temperatures as temperatures_of
 from clipkal.uncertainty.predictor import Model, Posterior, Predictor, evaluation_mode
@@ -72,7 +73,7 @@ class SetEvaluation:
     def frame(self, name: str, predictive: str, probabilities: bool = True) -> pd.DataFrame:
         """The rows of `Evaluation.frame` for this set, called `name`, and one predictive."""
         one, space = self.predictions[predictive], torch.tensor(self.classes)
-        columns: dict[str, Any] = {"set": name, "role": self.role, "id": self.ids}
+        columns: dict[str, Any] = {"set": valid(name), "role": self.role, "id": list(map(valid, self.ids))}
         columns |= {"label": self.labels.numpy()}
         columns |= {"predictive": predictive, "predicted": space[one.predicted].numpy()}
         columns |= {"confidence": one.confidence.numpy()}

@@ -1,12 +1,15 @@
-"""Files that are either whole or absent: atomic writes, JSON that is checked when read, digests and locks."""
+"""Files that are either whole or absent: atomic writes, JSON that is checked when read, digests, stamps and locks."""
 
 import hashlib
 import json
 import math
 import os
+import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,10 @@ from clipkal.errors import ConfigError, DataError
 
 DEEPEST = 20  # levels of JSON: more than any file that is read here has, and far from where recursion ends
 MOST_DIGITS = 19  # of a whole number: 64 bits
+CHUNK = 256  # files that a thread looks at, at a time
+LONGEST_PREFIX = (
+    48  # letters of a file's name in that of its temporary file, so that a long name stays possible
+)
 
 
 def expanded(path: str | Path) -> Path:
@@ -34,7 +41,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:LONGEST_PREFIX]}.", suffix=".part")
     os.close(handle)
     temporary = Path(name)
     try:
@@ -55,9 +62,9 @@ def _umask() -> int:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
+    """Writes UTF-8 text atomically; a lone surrogate, as in a file name that is no text, is written \\udcXX."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -182,10 +189,43 @@ def digest(*parts: str | bytes) -> str:
     """Hex sha256 of the parts, each preceded by its length so that no two lists of parts collide."""
     hasher = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        data = part.encode(errors="surrogatepass") if isinstance(part, str) else part
         hasher.update(len(data).to_bytes(8, "little"))
         hasher.update(data)
     return hasher.hexdigest()
+
+
+def stamps(folder: str | Path, relative: Sequence[str], contents: bool = False) -> list[str | None]:
+    """What tells a change of each file, None where there is no regular file (a pipe would never end); many at
+    once, since network disks are slow.
+
+    Args:
+        folder, relative: N files, by their paths below the folder.
+        contents: "size:sha256" of its bytes instead of "size:time of change in nanoseconds". The time of the
+            inode (ctime) is left out: a copy, another layer of a container or a network disk changes it alone.
+    """
+    look = _content_stamp if contents else _stamp
+    chunks = [relative[i : i + CHUNK] for i in range(0, len(relative), CHUNK)]
+    if len(chunks) == 1:
+        return [look(f"{folder}/{name}") for name in chunks[0]]
+    with ThreadPoolExecutor(16) as pool:
+        return list(chain.from_iterable(pool.map(lambda c: [look(f"{folder}/{n}") for n in c], chunks)))
+
+
+def _stamp(path: str) -> str | None:
+    try:
+        status = os.stat(path)  # noqa: PTH116 (a Path takes twice as long to make as the call)
+    except (OSError, ValueError):  # ValueError: no text that a path can be
+        return None
+    return f"{status.st_size}:{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else None
+
+
+def _content_stamp(path: str) -> str | None:
+    found = _stamp(path)
+    try:
+        return found and f"{found.partition(':')[0]}:{sha256(path)}"
+    except OSError:
+        return None
 
 
 @contextmanager

@@ -254,7 +254,7 @@ def test_a_multirun_does_the_rest_when_one_job_fails(tmp_path, capsys, monkeypat
     assert "fewer than fewshot.shots=9999" in said
     done = sorted(p.parent.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("finished.json"))
     assert done == [
-        f"digits/mini/{method}/1shot-seed1,predictive.samples=8" for method in ("kalman", "zeroshot")
+        f"digits/mini/{method}/1shot-seed1--predictive.samples-8" for method in ("kalman", "zeroshot")
     ]
 
 

@@ -58,6 +58,9 @@ class DataConfig:
     root: str = "data"  # relative dataset paths start here
     workers: int = 0  # threads that decode beside the model; 0 = as many as torch has
     on_bad_image: str = "error"  # error | skip (skipped images are counted in the results)
+    verify: bool = (
+        False  # tell a changed image by its contents (reads every file), not by size and time of change
+    )
     cache: str | None = None  # feature cache; null = $CLIPKAL_CACHE or ~/.cache/clipkal
     progress: bool = True
 

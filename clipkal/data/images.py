@@ -10,25 +10,23 @@ more pixels than Pillow's own limit against decompression bombs.
 from __future__ import annotations
 
 import io
-import os
-import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from clipkal.data.threads import in_threads
+from clipkal import files
 from clipkal.errors import DataError
 
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
     | ({".avif"} if find_spec("PIL._avif") else set())  # Pillow reads it from 11.3 on, where it is built so
 )
-CHUNK = 256  # files that a thread looks at, at a time
 _WAY_OUT = "replace the file, or set data.on_bad_image=skip to leave such images out"
 
 
@@ -106,22 +104,19 @@ class FileDecoder:
         return open_image(path, str(path))
 
 
-def file_stamps(folder: Path, relative: Sequence[str]) -> list[str | None]:
-    """Size and time of change of each file, None where there is no regular file (a pipe would never end);
-    many at once, since network disks are slow.
-    """
-    chunks = [relative[i : i + CHUNK] for i in range(0, len(relative), CHUNK)]
-
-    def stamps(names: Sequence[str]) -> list[str | None]:
-        return [_stamp(f"{folder}/{name}") for name in names]
-
-    stamped = in_threads(stamps, chunks, 16, ahead=32) if len(chunks) > 1 else map(stamps, chunks)
-    return list(chain.from_iterable(stamped))
+_CONTENTS: ContextVar[bool] = ContextVar("contents", default=False)
 
 
-def _stamp(path: str) -> str | None:
+@contextmanager
+def told_by_contents(verify: bool) -> Iterator[None]:
+    """Within the block, where `verify` says so, `file_stamps` reads every file (`data.verify=true`)."""
+    token = _CONTENTS.set(verify)
     try:
-        status = os.stat(path)  # noqa: PTH116 (a Path takes twice as long to make as the call)
-    except (OSError, ValueError):  # ValueError: no text that a path can be
-        return None
-    return f"{status.st_size}:{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else None
+        yield
+    finally:
+        _CONTENTS.reset(token)
+
+
+def file_stamps(folder: Path, relative: Sequence[str]) -> list[str | None]:
+    """Size and time of change of each file, None where it is missing, or its contents: see `files.stamps`."""
+    return files.stamps(folder, relative, _CONTENTS.get())

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clipkal.config.schema import DatasetConfig
 from clipkal.data import Dataset, FewShotTask, draw_task, load_dataset
+from clipkal.data.images import told_by_contents
 from clipkal.errors import ConfigError
 from clipkal.inventory.catalogue import entry
 
@@ -25,17 +26,18 @@ def draw(cfg: DictConfig, dataset: Dataset | None = None, config_dir: Path | Non
         ClipkalError: the dataset cannot be loaded, or cannot give the shots.
     """
     how = cfg.fewshot
-    return draw_task(
-        dataset or load_dataset(cfg.dataset, cfg.data.root),
-        how.shots,
-        cfg.seed,
-        how.validation,
-        how.protocol,
-        short_class=how.short_class,
-        subset=how.subset,
-        shot_list=how.shot_list,
-        others=others(cfg, config_dir),
-    )
+    with told_by_contents(cfg.data.verify):
+        return draw_task(
+            dataset or load_dataset(cfg.dataset, cfg.data.root),
+            how.shots,
+            cfg.seed,
+            how.validation,
+            how.protocol,
+            short_class=how.short_class,
+            subset=how.subset,
+            shot_list=how.shot_list,
+            others=others(cfg, config_dir),
+        )
 
 
 def others(cfg: DictConfig, config_dir: Path | None = None) -> dict[str, Dataset]:

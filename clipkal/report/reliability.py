@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from clipkal.report.style import BAD, GOOD, INK, MUTED, plain
+from clipkal.report.style import BAD, GOOD, INK, MUTED, plain, shown
 
 KEY = "dot area: share of images · orange: over-confident, blue: under-confident"
 WIDE = 14
@@ -72,9 +72,9 @@ def reliability_grid(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
             _empty(axes)
             if column in row:
                 _panel(axes, row[column])
-        axes_row[0].set_ylabel(f"{name}\naccuracy", color=INK)
+        axes_row[0].set_ylabel(f"{shown(name)}\naccuracy", color=INK)
     for axes, column in zip(grid[0], columns, strict=True):
-        axes.set_title(column, fontsize=10, color=INK, loc="left")
+        axes.set_title(shown(column), fontsize=10, color=INK, loc="left")
     for axes in grid[-1]:
         axes.set_xlabel("confidence")
     figure.suptitle(KEY, fontsize=8, color=MUTED, x=0.01, y=1 - 0.08 / height, ha="left", va="top")
