@@ -145,7 +145,7 @@ def command(capsys, monkeypatch, *overrides):
 
 
 BAD = [
-    (["dataset=folder"], "check dataset.path"),
+    (["dataset=folder"], "type dataset.path=/your/images"),
     (["dataset=folder", "dataset.path={tmp}/nowhere"], "nowhere"),
     (["dataset=folder", "dataset.path={tmp}/empty"], "empty"),
     (["fewshot.shots=9999"], "fewer than fewshot.shots=9999"),
