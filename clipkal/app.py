@@ -82,12 +82,14 @@ def few_shot_task(
     backbone, and the ids of images that could not be read.
     """
     from clipkal.adapters.build import ON_IMAGES
-    from clipkal.backbones import featurise, load_backbone, pixelise
+    from clipkal.backbones import featurise, pixelise, remembered_backbone
     from clipkal.inventory.shots import draw
 
     task = draw(cfg)
-    backbone = load_backbone(cfg.backbone, cfg.device)
-    prepare_task = pixelise if cfg.adapter.name in ON_IMAGES else featurise
+    on_images = cfg.adapter.name in ON_IMAGES
+    prepare_task = pixelise if on_images else featurise
+    cache = False if on_images else cfg.data.cache  # what learns from images needs the towers at once
+    backbone = remembered_backbone(cfg.backbone, cfg.device, cache)
     seen, skipped = prepare_task(
         backbone,
         task,

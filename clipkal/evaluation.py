@@ -8,9 +8,8 @@ which have 200 of the 1000), by leaving the other logits out before the softmax.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -21,6 +20,9 @@ from clipkal.uncertainty import PREDICTIVES, Prediction
 from clipkal.uncertainty.fitting import temperatures as temperatures_of
 from clipkal.uncertainty.predictor import Model, Posterior, Predictor, evaluation_mode
 from clipkal.uncertainty.views import Images, View, predict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCALED = "_scaled"
 """Suffix of a predictive whose logits were divided by a fitted temperature."""
@@ -69,8 +71,10 @@ class SetEvaluation:
         found |= {"class_names": self.class_names} if self.class_names is not None else {}
         return found | {"predictive": self.metrics}
 
-    def frame(self, name: str, predictive: str, probabilities: bool = True) -> pd.DataFrame:
+    def frame(self, name: str, predictive: str, probabilities: bool = True) -> "pd.DataFrame":
         """The rows of `Evaluation.frame` for this set, called `name`, and one predictive."""
+        import pandas as pd  # slow to import
+
         one, space = self.predictions[predictive], torch.tensor(self.classes)
         columns: dict[str, Any] = {"set": name, "role": self.role, "id": self.ids}
         columns |= {"label": self.labels.numpy()}
@@ -101,7 +105,7 @@ class Evaluation:
         sets = {name: one.to_dict() for name, one in self.sets.items()}
         return {"sets": sets, "detection": self.detection, "evaluation": self.settings}
 
-    def frame(self, probabilities: bool = True) -> pd.DataFrame:
+    def frame(self, probabilities: bool = True) -> "pd.DataFrame":
         """One row per set, predictive and image, for predictions.parquet.
 
         Columns: set, role, id, label, predictive, predicted, confidence, probs, entropy, aleatoric,
@@ -109,6 +113,8 @@ class Evaluation:
         float32 array over the set's label space (`label_space` in results.json), left out with
         probabilities=False: 1000 classes take 4 kB an image and predictive.
         """
+        import pandas as pd
+
         parts = [
             one.frame(name, p, probabilities) for name, one in self.sets.items() for p in one.predictions
         ]

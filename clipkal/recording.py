@@ -91,7 +91,7 @@ class Recorder:
 
     def finish(self, adapter: Adapter, training: Training | None, evaluation: Evaluation) -> float | None:
         """Writes results, predictions, adapter, posterior and figures; `finished.json` comes last."""
-        from clipkal.report.figures import reliability_figure
+        from clipkal.report.reliability import reliability_figure
 
         results = {
             "run": self.run,

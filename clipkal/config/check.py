@@ -42,17 +42,17 @@ def _nodes(node: DictConfig, name: str = "") -> Iterator[tuple[str, DictConfig]]
     """The configuration and all its parts that the schema types, by dotted name."""
     if is_dataclass(OmegaConf.get_type(node)):
         yield name, node
-    for key in node:
+    for key in map(str, node):
         if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
-            yield from _nodes(node[key], f"{name}.{key}" if name else str(key))
+            yield from _nodes(node[key], f"{name}.{key}" if name else key)
 
 
 def _check_keys(cfg: DictConfig) -> None:
     for name, node in _nodes(cfg):
         kind = OmegaConf.get_type(node)
         known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
-        if added := [key for key in node if key not in known]:
-            raise ConfigError(no_such_setting(f"{name}.{added[0]}" if name else str(added[0]), kind))
+        if added := [key for key in map(str, node) if key not in known]:
+            raise ConfigError(no_such_setting(f"{name}.{added[0]}" if name else added[0], kind))
 
 
 def _ruled(cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:

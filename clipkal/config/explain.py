@@ -81,7 +81,7 @@ def no_such_setting(name: str, kind: type | None) -> str:
     return f"unknown setting '{name}'{_hint(name, [key for key in known_keys() if key != name])}"
 
 
-def _options_of(group: str, kind: type) -> list[str]:
+def _options_of(group: str, kind: type | None) -> list[str]:
     """The options in conf/ that are of this schema class; `none` has the group's own."""
     names = [f"- {name}\n" for name, node in GROUP_SCHEMAS[group].items() if node is kind]
     files = sorted(Path(conf_dir(), group).glob("*.yaml"))
