@@ -104,7 +104,7 @@ class Recorder:
         self._log_final(evaluation, training)
         self.directory.write_results(results)
         widest = max(len(one.classes) for one in evaluation.sets.values())
-        self.directory.write_predictions(evaluation.frame(probabilities=widest <= MOST_CLASSES))
+        self.directory.write_predictions(evaluation.table(probabilities=widest <= MOST_CLASSES))
         saved = save_adapter(self.directory.path / "adapter.safetensors", adapter.state_dict(), about)
         if training and training.posterior is not None:
             state = training.optimizer.state_dict()["extra"]
