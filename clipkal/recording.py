@@ -110,7 +110,7 @@ class Recorder:
         log.debug("learnt with %s", results["training"].get("optimizer", "nothing"))
         self.directory.write_results(results)
         widest = max(len(one.classes) for one in evaluation.sets.values())
-        self.directory.write_predictions(evaluation.frame(probabilities=widest <= MOST_CLASSES))
+        self.directory.write_predictions(evaluation.table(probabilities=widest <= MOST_CLASSES))
         saved = save_adapter(self.directory.path / "adapter.safetensors", adapter.state_dict(), about)
         if training and training.posterior is not None:
             state = training.optimizer.state_dict()["extra"]
@@ -127,7 +127,7 @@ class Recorder:
     def _draw(self, evaluation: Evaluation) -> None:
         """The reliability figure. A view of results.json, whose failure must not keep the run from finishing."""
         try:
-            from clipkal.report.figures import reliability_figure
+            from clipkal.report.reliability import reliability_figure
 
             self.mirror.image(self.directory.save_figure("reliability", reliability_figure(evaluation)))
         except ClipkalError:  # a full disk

@@ -380,13 +380,22 @@ def test_a_signal_is_noted_and_the_handlers_put_back(name: str) -> None:
 
 @posix
 @pytest.mark.parametrize("second", CODES)
-def test_a_second_signal_stops_at_once(second: str) -> None:
+def test_a_second_signal_stops_at_once(second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Interrupt, "PATIENCE", 0.0)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
         signal.raise_signal(signal.SIGTERM)
         assert interrupt.requested
         signal.raise_signal(getattr(signal, second))
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@posix
+def test_the_same_request_come_twice_is_one() -> None:
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.requested and interrupt.exit_code == 143
 
 
 @posix

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from clipkal.optim.deal import Deal
 from clipkal.optim.distributed import Group, anywhere, broadcast, world_size
+from clipkal.optim.eager import EagerOptimizer
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -38,7 +39,7 @@ class StepInfo:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-class BatchOptimizer(torch.optim.Optimizer):
+class BatchOptimizer(EagerOptimizer):
     """An optimiser that is given the model at construction and a batch at each step.
 
     Args:

@@ -10,7 +10,6 @@ gating against a χ² quantile are the textbook forms and our choice. IMQ is arX
 from abc import ABC, abstractmethod
 
 import torch
-from scipy.stats import chi2
 from torch import Tensor
 
 from clipkal.optim.naming import named
@@ -33,6 +32,8 @@ class Gate(ABC):
         self.quantile = quantile
 
     def threshold(self, dof: int) -> float:
+        from scipy.stats import chi2  # slow to import
+
         return float(chi2.ppf(self.quantile, max(dof, 1)))
 
     @abstractmethod

@@ -19,7 +19,7 @@ from clipkal.tracking.metrics_file import MetricsFile
 from clipkal.tracking.writing import plain, printable, render, writing
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pyarrow as pa
     from matplotlib.figure import Figure
     from torch import Tensor
 
@@ -254,11 +254,13 @@ class RunDirectory:
         with writing(self.path / name):
             files.write_json(self.path / name, content)
 
-    def write_predictions(self, frame: "pd.DataFrame") -> Path:
+    def write_predictions(self, table: "pa.Table") -> Path:
         """predictions.parquet: one row per image and predictive."""
+        from pyarrow import parquet
+
         path = self.path / "predictions.parquet"
         with writing(path), files.atomic_path(path) as temporary:
-            frame.to_parquet(temporary, index=False, compression="zstd")
+            parquet.write_table(table, temporary, compression="zstd")
         return path
 
     def save_tensors(self, name: str, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Any]) -> Path:

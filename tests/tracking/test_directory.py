@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -344,7 +345,7 @@ def test_everything_a_run_leaves_behind(tmp_path: Path) -> None:
         directory.begin(A, YAML)
         directory.write_results({"schema_version": 2, "acc": torch.tensor(0.5), "nan": float("nan")})
         directory.write_shots({"ids": ("a.png", "ü.png")})
-        directory.write_predictions(pd.DataFrame({"id": ["a", "b"], "p": [0.25, 0.75]}))
+        directory.write_predictions(pa.table({"id": ["a", "b"], "p": [0.25, 0.75]}))
         base = torch.arange(6.0)
         directory.save_tensors("posterior", {"a": base[:2], "b": base, "c": base.reshape(2, 3).T}, {"C": 2})
         directory.save_figure("reliability", Figure())
@@ -364,7 +365,7 @@ WRITES = {
     "config": lambda d: d.write_config(YAML),
     "results": lambda d: d.write_results({}),
     "shots": lambda d: d.write_shots({}),
-    "predictions": lambda d: d.write_predictions(pd.DataFrame({"a": [1]})),
+    "predictions": lambda d: d.write_predictions(pa.table({"a": [1]})),
     "tensors": lambda d: d.save_tensors("adapter", {"w": torch.ones(2)}, {}),
     "finish": lambda d: d.finish({}),
 }

@@ -26,6 +26,9 @@ from clipkal.optim.function_space.settings import Settings
 from clipkal.optim.function_space.transfer import OtherClasses
 from clipkal.optim.jacobian import is_bilinear
 
+MOST_DRAWS = 2**28
+"""Bytes of drawn functions that are kept, so that one set after another may be read with them."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -111,7 +114,7 @@ class FunctionSpaceFilter(BatchOptimizer):
         self.seen: Seen | None = None
         self.posterior: Posterior | None = None
         self._reading: Posterior | OtherClasses | None = None  # over the model's present classes
-        self._draws: tuple[tuple[int, int], FunctionDraws] | None = None
+        self._draws: dict[tuple[int, int], FunctionDraws] = {}
 
     @torch.no_grad()
     def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
@@ -194,7 +197,7 @@ class FunctionSpaceFilter(BatchOptimizer):
         """Logits [n, B, C] (float32) of n functions drawn from the posterior, joint over classes and images.
 
         A generator stands for a set of functions: its *initial seed* and n fix the draws, whatever else it was used for, and the
-        last set is kept. So a test set may come in any batches; the draws are made once. None: fresh draws from torch's own
+        last sets are kept. So a test set may come in any batches; the draws are made once. None: fresh draws from torch's own
         generator. The classes are those the model has now: the learnt ones, or others (transfer.py).
         """
         _, offset, right = self._read(inputs)
@@ -210,10 +213,12 @@ class FunctionSpaceFilter(BatchOptimizer):
         if generator is None:
             return posterior.draw(n, None, tolerance)
         key = (n, generator.initial_seed())
-        if self._draws is None or self._draws[0] != key:
-            fresh = torch.Generator().manual_seed(key[1])
-            self._draws = (key, posterior.draw(n, fresh, tolerance))
-        return self._draws[1]
+        if key not in self._draws:
+            drawn = posterior.draw(n, torch.Generator().manual_seed(key[1]), tolerance)
+            if (len(self._draws) + 1) * drawn.coordinates.nbytes > MOST_DRAWS:
+                self._draws.clear()
+            self._draws[key] = drawn
+        return self._draws[key]
 
     @torch.no_grad()
     def logit_covariance(self, inputs: Tensor) -> Tensor:
@@ -227,7 +232,7 @@ class FunctionSpaceFilter(BatchOptimizer):
         offset, left, right = self._affine(inputs)
         if self._reading is None or not _same(left, self._reading.left):
             self._reading = learnt if _same(left, learnt.left) else OtherClasses.of(learnt, left)
-            self._draws = None  # they are of other classes
+            self._draws = {}  # they are of other classes
         return self._reading, offset, right
 
     @torch.no_grad()
@@ -251,7 +256,7 @@ class FunctionSpaceFilter(BatchOptimizer):
 
     def _adopt(self, posterior: Posterior | None) -> None:
         self.posterior = self._reading = posterior
-        self._draws = None
+        self._draws = {}
 
     def extra_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"reference_scale": self.reference_scale}
