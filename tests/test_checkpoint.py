@@ -328,7 +328,7 @@ def test_a_disk_that_fills_up_half_way_is_one_line_and_the_last_checkpoint_stays
     """The limit on the size of a file stands for a full disk: the write itself fails, after some bytes."""
     import resource
 
-    import pandas as pd
+    import pyarrow as pa
 
     from clipkal.tracking import RunDirectory
 
@@ -336,12 +336,12 @@ def test_a_disk_that_fills_up_half_way_is_one_line_and_the_last_checkpoint_stays
     directory = RunDirectory(tmp_path / "r")
     directory.begin("a" * 16, "seed: 1")
     Checkpoint.save(path, {"epoch": 1, **big}, {"run": "a"})
-    frame = pd.DataFrame({"p": torch.rand(5000).numpy()})
+    table = pa.table({"p": torch.rand(5000).numpy()})
     writes: list[Callable[[], object]] = [
         lambda: Checkpoint.save(path, {"epoch": 2, **big}, {"run": "a"}),
         lambda: save_adapter(directory.path / "adapter.safetensors", big, {}),
         lambda: directory.save_tensors("posterior", big, {}),
-        lambda: directory.write_predictions(frame),
+        lambda: directory.write_predictions(table),
         lambda: directory.write_results({"x": list(range(5000))}),
     ]
     before = {p.name: p.read_bytes() for p in directory.path.iterdir()}

@@ -15,7 +15,13 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 def test_the_rows_of_the_full_filter_on_digits_are_what_the_demo_finds(tmp_path):
     """One of the six rows, anew: the mean over three seeds to the printed digit, give or take one of the last."""
-    common = ["dataset=digits", "fewshot.shots=4", "method=kalman", "tracking=disabled", "data.progress=false"]
+    common = [
+        "dataset=digits",
+        "fewshot.shots=4",
+        "method=kalman",
+        "tracking=disabled",
+        "data.progress=false",
+    ]
     for seed in (1, 2, 3):
         run(compose([*common, f"seed={seed}", f"output_dir={tmp_path}"]))
     found = table(chosen(aggregate(collect([tmp_path]).runs))).splitlines()[-1]

@@ -99,7 +99,7 @@ def test_the_places_that_a_run_reads(tmp_path: Path) -> None:
     for name in ("set/a/1.png", "set/b/1.png", "list.csv", "names.json", "shots.json", "w.pt", "flat/list.csv",
                  "flat/1.png", "far_data.npy", "far_labels.npy", "zip.npz", "dir/open_clip_config.json"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("{}")
+        (tmp_path / name).write_text('{"a": "A", "b": "B"}')
     mini, task = ["merges.txt.gz", "open_clip_config.json", "open_clip_model.safetensors"], Task("a/1.png")
     assert names(tmp_path, task, "dataset=digits") == mini
     assert names(tmp_path, task, "dataset=folder", "dataset.path=set") == ["set", *mini]
