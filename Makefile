@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: test-python help install demo readme test test-pythons test-newest test-versions test-slow test-gpu reference lint format pretrain bench-optim bench-data study clean
+.PHONY: test-python help install demo readme test test-pythons test-newest test-versions test-slow test-gpu reference lint format pretrain bench-optim bench-data bench-start study clean
 .DEFAULT_GOAL := help
 
 help:  ## list what can be made
@@ -16,7 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else f"clipkal needs Python 3.11 to 3.13, but {sys.executable} is {v.major}.{v.minor}; try: make PYTHON=python3.12 …")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
-	@UV_PYTHON= $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@UV_PYTHON= $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 install: $(STAMP)  ## make .venv and install clipkal into it
@@ -79,6 +79,9 @@ bench-optim: $(STAMP)  ## time the optimisers against AdamW, as ratios
 
 bench-data: $(STAMP)  ## time the loading of images against torchvision's, as ratios
 	@$(BIN)/python -m benchmarks.data_loading
+
+bench-start: $(STAMP)  ## processor time of whole processes: --help, a bad value, a finished run, the default run
+	@$(BIN)/python -m benchmarks.start
 
 study: $(STAMP)  ## every optimiser on every data set at hand, at equal search budget (about an hour; resumable)
 	@$(BIN)/python -m benchmarks.study

@@ -3,23 +3,22 @@
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from clipkal.adapters import Adapter, build_adapter
-from clipkal.adapters.build import ON_IMAGES
-from clipkal.backbones import Backbone, featurise, load_backbone, pixelise
-from clipkal.data import FewShotTask
-from clipkal.errors import ClipkalError, ConfigError
-from clipkal.evaluation import Evaluation, evaluate, fit_temperatures
-from clipkal.inventory.shots import draw
-from clipkal.methods import make_build, make_plan
-from clipkal.recording import Recorder, describe
+from clipkal.config import check
+from clipkal.errors import ClipkalError
 from clipkal.tracking import RunDirectory, WandbMirror, run_id, run_path
-from clipkal.training import Training, train
+
+if TYPE_CHECKING:
+    from clipkal.adapters import Adapter
+    from clipkal.backbones import Backbone
+    from clipkal.data import FewShotTask
+    from clipkal.evaluation import Evaluation
+    from clipkal.recording import Recorder
+    from clipkal.training import Training
 
 log = logging.getLogger("clipkal")
 
@@ -31,7 +30,7 @@ def run(cfg: DictConfig) -> float | None:
     A run that has already finished with the same settings is skipped; one that was interrupted goes on from
     its checkpoint. Raises ClipkalError for whatever the user can mend.
     """
-    prepare(cfg)
+    check(cfg)
     settings: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     identity = run_id(settings)
     with RunDirectory(path_of(cfg)) as directory:
@@ -39,6 +38,9 @@ def run(cfg: DictConfig) -> float | None:
         if found.status == "finished":
             log.info("%s  already finished, skipped (delete the folder to run it again)", directory.path)
             return directory.summary().get("val_nll")
+        from clipkal.recording import Recorder, describe  # only now: torch takes seconds to import
+
+        set_up(cfg)
         about = {"run": describe(cfg), "config": settings}
         with WandbMirror(cfg.tracking, identity, directory.path, **about) as mirror:
             recorder = Recorder(cfg, directory, mirror, identity)
@@ -50,10 +52,10 @@ def run(cfg: DictConfig) -> float | None:
             return recorder.finish(adapter, training, evaluation)
 
 
-def prepare(cfg: DictConfig) -> None:
-    """Checks that nothing mandatory is missing, and sets seed and threads. Raises ConfigError."""
-    if missing := sorted(OmegaConf.missing_keys(cfg)):
-        raise ConfigError(f"{missing[0]} must be given: type {missing[0]}=…")
+def set_up(cfg: DictConfig) -> None:
+    """Sets torch's threads and its seed."""
+    import torch
+
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
@@ -73,13 +75,21 @@ def path_of(cfg: DictConfig) -> Path:
     )
 
 
-def few_shot_task(cfg: DictConfig) -> tuple[FewShotTask, Backbone | None, dict[str, list[str]]]:
+def few_shot_task(
+    cfg: DictConfig,
+) -> "tuple[FewShotTask, Backbone | None, dict[str, list[str]]]":
     """The drawn task as the adapter wants it (features of the frozen backbone, or images for its towers), the
     backbone, and the ids of images that could not be read.
     """
+    from clipkal.adapters.build import ON_IMAGES
+    from clipkal.backbones import featurise, pixelise, remembered_backbone
+    from clipkal.inventory.shots import draw
+
     task = draw(cfg)
-    backbone = load_backbone(cfg.backbone, cfg.device)
-    prepare_task = pixelise if cfg.adapter.name in ON_IMAGES else featurise
+    on_images = cfg.adapter.name in ON_IMAGES
+    prepare_task = pixelise if on_images else featurise
+    cache = False if on_images else cfg.data.cache  # what learns from images needs the towers at once
+    backbone = remembered_backbone(cfg.backbone, cfg.device, cache)
     seen, skipped = prepare_task(
         backbone,
         task,
@@ -91,11 +101,13 @@ def few_shot_task(cfg: DictConfig) -> tuple[FewShotTask, Backbone | None, dict[s
     return seen, backbone, skipped
 
 
-def make_adapter(cfg: DictConfig, task: Any, backbone: Backbone | None) -> Adapter:
+def make_adapter(cfg: DictConfig, task: Any, backbone: "Backbone | None") -> "Adapter":
     """The trainable part, over the frozen text features; zero-shot until it learns.
 
     Raises ConfigError where it could not be transferred to other classes, and the task asks for that.
     """
+    from clipkal.adapters import build_adapter
+
     adapter = build_adapter(
         cfg.adapter, task.text_features, task.logit_scale, backbone, task.prompts, cfg.seed
     )
@@ -105,10 +117,13 @@ def make_adapter(cfg: DictConfig, task: Any, backbone: Backbone | None) -> Adapt
     return adapter
 
 
-def learn(cfg: DictConfig, adapter: Adapter, task: Any, recorder: Recorder) -> Training | None:
+def learn(cfg: DictConfig, adapter: "Adapter", task: Any, recorder: "Recorder") -> "Training | None":
     """Fine-tunes the adapter in place; None where nothing is trainable."""
     if not any(p.requires_grad for p in adapter.parameters()):
         return None
+    from clipkal.methods import make_build, make_plan
+    from clipkal.training import train
+
     plan = make_plan(cfg, has_validation=task.val is not None)
     try:
         with recorder.interrupt:
@@ -119,16 +134,14 @@ def learn(cfg: DictConfig, adapter: Adapter, task: Any, recorder: Recorder) -> T
         ) from error
 
 
-def judge(cfg: DictConfig, adapter: Adapter, training: Training | None, task: Any) -> Evaluation:
+def judge(cfg: DictConfig, adapter: "Adapter", training: "Training | None", task: Any) -> "Evaluation":
     """Evaluates on the ID test set, every OOD set and, with its own classes, every transfer set, with every
     predictive that the run has.
     """
+    from clipkal.evaluation import evaluate, fit_temperatures
+
     posterior = training.posterior if training else None
     wanted = cfg.predictive.name
-    if wanted != "plugin" and posterior is None:
-        raise ConfigError(
-            f"predictive={wanted} needs a posterior, which optimizer={cfg.optimizer.name} has not"
-        )
     names = ["plugin"] if wanted == "plugin" else ["plugin", wanted]
     how: dict[str, Any] = {"predictives": names, "n_samples": cfg.predictive.samples, "seed": cfg.seed}
     how |= {"batch_size": adapter.batch_size}

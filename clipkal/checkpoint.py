@@ -15,6 +15,7 @@ import pickle
 import signal
 import struct
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -221,15 +222,19 @@ class Interrupt:
                 if interrupt.requested:
                     save(); raise SystemExit(interrupt.exit_code)
 
-    A second signal raises KeyboardInterrupt at once. The handlers are put back on exit, and a handler that
-    another library had set (a cluster's requeue, an outer Interrupt) is then told of the signal. Outside the
-    main thread, where Python allows no handlers, nothing happens.
+    A second signal, `PATIENCE` seconds after the first or later, raises KeyboardInterrupt at once; one before
+    that is the same request come by another way (a scheduler tells every process, and so does a launcher). The
+    handlers are put back on exit, and a handler that another library had set (a cluster's requeue, an outer
+    Interrupt) is then told of the signal. Outside the main thread, where Python allows no handlers, nothing
+    happens.
     """
 
     SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+    PATIENCE = 1.0
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = 0.0
         self._process = os.getpid()
         self._installed: list[_Installed] = []
 
@@ -260,8 +265,10 @@ class Interrupt:
                 signal.raise_signal(number)
             return
         if self.requested:
-            raise KeyboardInterrupt
-        self.signal = number
+            if time.monotonic() - self._since >= self.PATIENCE:
+                raise KeyboardInterrupt
+            return
+        self.signal, self._since = number, time.monotonic()
         line = f"clipkal: {signal.Signals(number).name}: stopping after this step; once more stops at once\n"
         with suppress(OSError):
             os.write(2, line.encode())  # a logger or print may be half-way through a line of its own

@@ -12,18 +12,20 @@ from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from clipkal import sweep
+from clipkal.app import run
 from clipkal.config import conf_dir, explain, register
+from clipkal.config.arguments import prepared
 from clipkal.errors import ClipkalError
 
 log = logging.getLogger("clipkal")
 
 
 def _task(cfg: DictConfig) -> float | None:
-    from clipkal.app import run  # torch and open_clip take seconds to import: --help must not wait for them
-
     try:
-        return run(cfg)
-    except ClipkalError as error:
+        with sweep.job():
+            return run(cfg)
+    except (ClipkalError, OmegaConfBaseException) as error:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             fail(error)
         log.error("%s", error)  # the other jobs of the sweep go on; Hydra names this one at the end
@@ -38,6 +40,7 @@ def main() -> None:
     )  # errors reach us whole; we shorten those that are the user's
     task: TaskFunction = hydra.main(config_path=conf_dir(), config_name="config", version_base="1.3")(_task)
     try:
+        sys.argv[1:] = prepared(sys.argv[1:])
         task()  # type: ignore[call-arg]
     except (ClipkalError, HydraException, OmegaConfBaseException) as error:
         fail(error)

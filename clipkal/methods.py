@@ -1,11 +1,10 @@
-"""From the words of the configuration to a training plan and an optimiser."""
+"""From the words of the configuration, which `config.check` has passed, to a training plan and an optimiser."""
 
 from collections.abc import Callable
-from typing import Any
 
 from omegaconf import DictConfig
 
-from clipkal.adapters import Adapter, LinearAdapter
+from clipkal.adapters import Adapter
 from clipkal.adapters.lora import LoRAAdapter
 from clipkal.errors import ConfigError
 from clipkal.optim import KFAC, RENG, RING, SAM, SGD, Adagrad, AdamW, Sophia
@@ -46,9 +45,7 @@ def make_plan(cfg: DictConfig, has_validation: bool) -> Plan:
 
 
 def _first_order_plan(optimizer: DictConfig, seed: int, has_validation: bool) -> Plan:
-    rates = tuple(optimizer.lr_grid) if optimizer.lr == "auto" else (_number(optimizer.lr, "optimizer.lr"),)
-    if optimizer.keep not in ("best", "last"):
-        raise ConfigError(f"optimizer.keep={optimizer.keep}: type best or last")
+    rates = tuple(optimizer.lr_grid) if optimizer.lr == "auto" else (float(optimizer.lr),)
     if not has_validation:
         rates = (optimizer.default_lr,) if optimizer.lr == "auto" else rates
     return Plan(
@@ -84,18 +81,11 @@ def _first_order(adapter: Adapter, cfg: DictConfig, rate: float) -> BatchOptimiz
 def _function_space(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
     from clipkal.optim.full_kalman import Kalman
 
-    if not isinstance(adapter, LinearAdapter):
-        raise ConfigError(
-            "optimizer=function_space needs adapter=linear, whose logits are linear in its parameters; type "
-            "optimizer=kalman for other adapters"
-        )
-    prior = _word_or_number(cfg.prior, "optimizer.prior", ("crossval", "evidence", "ratio"))
-    temperature = _word_or_number(cfg.temperature, "optimizer.temperature", ("unit", "crossval"))
     return Kalman(
         adapter,
-        prior=prior,
+        prior=cfg.prior,
         scale=cfg.scale,
-        temperature=temperature,
+        temperature=cfg.temperature,
         solver=cfg.solver,
         max_direct=MAX_DIRECT,
     )
@@ -105,8 +95,6 @@ def _kalman(adapter: Adapter, cfg: DictConfig, predictive: str) -> BatchOptimize
     from clipkal.optim.kalman.filter import KalmanFilter
 
     options = {str(key): value for key, value in cfg.items() if key not in ("name", "batch_size")}
-    options["prior"] = _word_or_number(cfg.prior, "optimizer.prior", ("ratio",))
-    options["temperature"] = _word_or_number(cfg.temperature, "optimizer.temperature", ("unit",))
     if isinstance(adapter, LoRAAdapter):
         _check_lora(adapter, cfg, predictive)
         options["priors"] = adapter.prior_variances()
@@ -130,16 +118,3 @@ def _check_lora(adapter: LoRAAdapter, cfg: DictConfig, predictive: str) -> None:
         raise ConfigError(
             f"predictive=probit with {classes} classes needs {classes} backward passes an image; type predictive=sampled"
         )
-
-
-def _word_or_number(value: Any, key: str, words: tuple[str, ...]) -> Any:
-    return value if value in words else _number(value, key)
-
-
-def _number(value: Any, key: str) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise ConfigError(
-            f"{key}={value}: type a number or one of the words in conf/{key.split('.')[0]}/"
-        ) from None

@@ -5,15 +5,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from torch import Tensor
 
 from clipkal.adapters import Adapter
 from clipkal.checkpoint import Checkpoint, Interrupt, save_adapter
 from clipkal.data import FeatureSet, FewShotTask
+from clipkal.errors import ClipkalError
 from clipkal.evaluation import Evaluation
 from clipkal.files import digest
-from clipkal.tracking import RunDirectory, WandbMirror, environment
+from clipkal.places import places
+from clipkal.tracking import RunDirectory, WandbMirror, environment, other_choices
+from clipkal.tracking.inputs import Record, inputs_of
 from clipkal.training import State, Training
 
 log = logging.getLogger("clipkal")
@@ -40,12 +44,15 @@ class Recorder:
         self.run: dict[str, Any] = {}
         self.skipped: dict[str, list[str]] = {}
         self.fingerprint: dict[str, Any] = {}
+        self.inputs: Record = {}
 
     def begin(self, task: FewShotTask, skipped: dict[str, list[str]]) -> None:
-        """Records which images were drawn and which could not be read."""
+        """Records which images were drawn, which could not be read, and what files all that came from."""
         self.skipped = skipped
+        self.inputs = inputs_of(self.cfg).record(places(self.cfg, task))
         self.directory.write_shots(task.record)
         self.run = describe(self.cfg) | {
+            "overrides": other_choices(HydraConfig.get().overrides.task if HydraConfig.initialized() else []),
             "shots_sha256": task.record["sha256"],
             "classes": task.class_names,
             "train_images": len(task.shots),
@@ -91,8 +98,6 @@ class Recorder:
 
     def finish(self, adapter: Adapter, training: Training | None, evaluation: Evaluation) -> float | None:
         """Writes results, predictions, adapter, posterior and figures; `finished.json` comes last."""
-        from clipkal.report.figures import reliability_figure
-
         results = {
             "run": self.run,
             **evaluation.to_dict(),
@@ -102,22 +107,33 @@ class Recorder:
         }
         about = {**self.run, "run_id": self.identity, "adapter_settings": adapter.describe()}
         self._log_final(evaluation, training)
+        log.debug("learnt with %s", results["training"].get("optimizer", "nothing"))
         self.directory.write_results(results)
         widest = max(len(one.classes) for one in evaluation.sets.values())
-        self.directory.write_predictions(evaluation.frame(probabilities=widest <= MOST_CLASSES))
+        self.directory.write_predictions(evaluation.table(probabilities=widest <= MOST_CLASSES))
         saved = save_adapter(self.directory.path / "adapter.safetensors", adapter.state_dict(), about)
         if training and training.posterior is not None:
             state = training.optimizer.state_dict()["extra"]
             self.directory.save_tensors("posterior", _tensors(state), {**about, **_scalars(state)})
-        figure = self.directory.save_figure("reliability", reliability_figure(evaluation))
-        self.mirror.image(figure)
+        self._draw(evaluation)
         summary = _summary(evaluation, training)
         self.mirror.summary(summary)
         self.mirror.artifact([self.directory.results_path, self.directory.path / "shots.json", saved])
-        self.directory.finish(summary)
+        self.directory.finish(summary, self.inputs)
         Checkpoint.delete(self.path)
         log.info("%s  %s", self.directory.path, _headline(summary))
         return summary["val_nll"]
+
+    def _draw(self, evaluation: Evaluation) -> None:
+        """The reliability figure. A view of results.json, whose failure must not keep the run from finishing."""
+        try:
+            from clipkal.report.reliability import reliability_figure
+
+            self.mirror.image(self.directory.save_figure("reliability", reliability_figure(evaluation)))
+        except ClipkalError:  # a full disk
+            raise
+        except Exception as error:  # a broken installation of matplotlib, a matplotlibrc that it refuses, …
+            log.warning("%s: no figure could be drawn (%s)", self.directory.path, error)
 
     def _log_final(self, evaluation: Evaluation, training: Training | None) -> None:
         """The final metrics of every set, in long form beside the curves."""
@@ -157,12 +173,19 @@ def _step(trial: int, epoch: int) -> int:
 
 
 def _training_record(training: Training | None) -> dict[str, Any]:
-    """How the parameters were found: kept epoch and rate, every trial's curve, seconds."""
+    """How the parameters were found: by what, kept epoch and rate, every trial's curve, seconds."""
     if training is None:
         return {"seconds": 0.0, "trials": []}
     kept = training.kept
-    record = {"rate": kept.rate, "epoch": kept.epoch, "val_nll": kept.val_nll, "seconds": training.seconds}
-    return {**record, "last_step": training.last_step, "trials": [vars(trial) for trial in training.trials]}
+    return {
+        "rate": kept.rate,
+        "epoch": kept.epoch,
+        "val_nll": kept.val_nll,
+        "seconds": training.seconds,
+        "optimizer": training.optimizer.describe(),
+        "last_step": training.last_step,
+        "trials": [vars(trial) for trial in training.trials],
+    }
 
 
 def _summary(evaluation: Evaluation, training: Training | None) -> dict[str, Any]:

@@ -22,6 +22,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 """From 0 to below 1: a momentum, the weight of the past in a running mean."""
 Share = Annotated[float, Field(gt=0, le=1)]
 """Above 0, up to 1: a forgetting factor, a part of a whole."""
+Variance = Annotated[float, Field(ge=1e-30, le=1e12)]
+"""Beyond these bounds float32 has no room left for products with a Jacobian."""
 Count = Annotated[int, Field(ge=1)]
 Steps = Annotated[int, Field(ge=0)]
 

@@ -176,7 +176,7 @@ class _Loop:
         for position in range(self.position, len(batches)):
             self._set_rate(index, (self.epoch + position / len(batches)) / self.plan.epochs)
             chosen = batches[position]
-            torch.manual_seed(_mix(self.plan.seed, self.epoch * len(batches) + position))
+            _seed(_mix(self.plan.seed, self.epoch * len(batches) + position), self.device)
             inputs, labels = self.shots.features[chosen], self.shots.labels[chosen]
             info = self.optimizer.step(inputs.to(self.device), labels.to(self.device))
             self._add(info, len(chosen))
@@ -277,6 +277,15 @@ def validation_nll(adapter: Adapter, val: FeatureSet | None) -> float | None:
     except FloatingPointError:
         return math.inf
     return float(F.cross_entropy(logits, val.labels))
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """torch.manual_seed for the CPU and the device; for others it would keep a stack trace of every call."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+    elif device.type != "cpu":
+        torch.manual_seed(seed)
 
 
 def _mix(seed: int, epoch: int) -> int:

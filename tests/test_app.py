@@ -25,6 +25,7 @@ QUICK = [
     "predictive.samples=8",
     "data.progress=false",
 ]
+FROM_HERE = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 FILES = {
     "config.yaml",
     "metrics.csv",
@@ -145,7 +146,7 @@ def command(capsys, monkeypatch, *overrides):
 
 
 BAD = [
-    (["dataset=folder"], "check dataset.path"),
+    (["dataset=folder"], "type dataset.path=/your/images"),
     (["dataset=folder", "dataset.path={tmp}/nowhere"], "nowhere"),
     (["dataset=folder", "dataset.path={tmp}/empty"], "empty"),
     (["fewshot.shots=9999"], "fewer than fewshot.shots=9999"),
@@ -202,7 +203,7 @@ def test_an_unreadable_test_image_stops_the_run_or_is_skipped_and_counted(tmp_pa
 LONG = ["method=adamw", "optimizer.epochs=150", "optimizer.lr_grid=[0.001,0.003]", "optimizer.batch_size=4"]
 
 
-def start(folder, *overrides):
+def start(folder, *overrides, new=False):
     arguments = [
         sys.executable,
         "-m",
@@ -213,9 +214,17 @@ def start(folder, *overrides):
         "threads=1",
         *overrides,
     ]
+    arguments = [one for one in arguments if one not in replaced(overrides)]
+    pipe, same = subprocess.PIPE, subprocess.STDOUT
     return subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+        arguments, stdout=pipe, stderr=same, text=True, env=FROM_HERE, start_new_session=new
     )
+
+
+def replaced(overrides):
+    """Those of our usual words whose key stands among the overrides."""
+    keys = {one.partition("=")[0] for one in overrides}
+    return [one for one in [*QUICK, *LONG] if one.partition("=")[0] in keys and one not in overrides]
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +263,7 @@ def test_a_multirun_does_the_rest_when_one_job_fails(tmp_path, capsys, monkeypat
     assert "fewer than fewshot.shots=9999" in said
     done = sorted(p.parent.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("finished.json"))
     assert done == [
-        f"digits/mini/{method}/1shot-seed1,predictive.samples=8" for method in ("kalman", "zeroshot")
+        f"digits/mini/{method}/1shot-seed1--predictive.samples-8" for method in ("kalman", "zeroshot")
     ]
 
 
@@ -275,3 +284,44 @@ def test_the_saved_adapter_gives_the_recorded_predictions_back(tmp_path):
     accuracy = (predicted == task.test.labels).double().mean()
     assert float(accuracy) == pytest.approx(results["sets"]["test"]["predictive"]["plugin"]["accuracy"])
     assert about["method"] == "adamw"
+
+
+def test_a_finished_run_is_skipped_without_importing_torch(tmp_path, monkeypatch):
+    overrides = [*QUICK, "method=zeroshot", f"output_dir={tmp_path}"]
+    code = "import sys; sys.modules['torch'] = None\nfrom clipkal.cli import main; main()"
+    monkeypatch.setattr(sys, "argv", ["clipkal", *overrides])
+    cli.main()
+    again = [sys.executable, "-c", code, *overrides]
+    ran = subprocess.run(again, capture_output=True, text=True, env=FROM_HERE)
+    assert ran.returncode == 0, ran.stderr
+    assert "already finished" in ran.stdout
+
+
+def test_a_run_from_cached_features_builds_no_backbone(tmp_path):
+    overrides = [*QUICK, "method=kalman"]
+    first = execute(tmp_path / "first", *overrides)[1]
+    slow = ("open_clip", "torchvision", "torch._dynamo", "timm", "sklearn.metrics", "torchmetrics")
+    code = (
+        "import sys; from clipkal.cli import main; main()\n"
+        f"found = [name for name in {slow!r} if name in sys.modules]; assert not found, found"
+    )
+    words = [*overrides, f"output_dir={tmp_path / 'second'}"]
+    ran = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=FROM_HERE)
+    assert ran.returncode == 0, ran.stderr
+    assert results_in(tmp_path / "second")[1]["sets"] == first["sets"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_sweep_leaves_no_worker_and_a_checkpoint_of_every_running_job(tmp_path, kill):
+    sweep = ["-m", "seed=1,2,3", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "checkpoint_every=1000"]
+    process = start(tmp_path, *sweep, "optimizer.epochs=2000", new=True)
+    deadline = time.monotonic() + 240
+    while len(list(tmp_path.rglob("metrics.csv"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.killpg(process.pid, kill)  # as a terminal or a scheduler does: every process of the group
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + kill, output
+    assert len({path.parent for path in tmp_path.rglob("checkpoint.*.pt")}) == 2
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)

@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,43 @@ def test_tensors_of_others_can_be_read(tmp_path: Path) -> None:
     assert read_tensors(tmp_path / "y.safetensors") == ({}, {"n": 3})
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX limits")
+def test_a_disk_that_fills_up_half_way_is_one_line_and_the_last_checkpoint_stays(tmp_path: Path) -> None:
+    """The limit on the size of a file stands for a full disk: the write itself fails, after some bytes."""
+    import resource
+
+    import pyarrow as pa
+
+    from clipkal.tracking import RunDirectory
+
+    path, big = tmp_path / "r" / "checkpoint.pt", {"w": torch.ones(5000)}
+    directory = RunDirectory(tmp_path / "r")
+    directory.begin("a" * 16, "seed: 1")
+    Checkpoint.save(path, {"epoch": 1, **big}, {"run": "a"})
+    table = pa.table({"p": torch.rand(5000).numpy()})
+    writes: list[Callable[[], object]] = [
+        lambda: Checkpoint.save(path, {"epoch": 2, **big}, {"run": "a"}),
+        lambda: save_adapter(directory.path / "adapter.safetensors", big, {}),
+        lambda: directory.save_tensors("posterior", big, {}),
+        lambda: directory.write_predictions(table),
+        lambda: directory.write_results({"x": list(range(5000))}),
+    ]
+    before = {p.name: p.read_bytes() for p in directory.path.iterdir()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limit[1]))
+    try:
+        for write in writes:
+            with pytest.raises(ClipkalError, match=r"cannot be written \(.*output_dir=") as caught:
+                write()
+            assert "\n" not in str(caught.value)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        directory.close()
+    assert {p.name: p.read_bytes() for p in directory.path.iterdir()} == before
+    state = Checkpoint.load(path, {"run": "a"})
+    assert state is not None and state["epoch"] == 1
+
+
 # -- signals -------------------------------------------------------------------------------------------------
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
@@ -342,13 +380,22 @@ def test_a_signal_is_noted_and_the_handlers_put_back(name: str) -> None:
 
 @posix
 @pytest.mark.parametrize("second", CODES)
-def test_a_second_signal_stops_at_once(second: str) -> None:
+def test_a_second_signal_stops_at_once(second: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Interrupt, "PATIENCE", 0.0)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
         signal.raise_signal(signal.SIGTERM)
         assert interrupt.requested
         signal.raise_signal(getattr(signal, second))
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+@posix
+def test_the_same_request_come_twice_is_one() -> None:
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert interrupt.requested and interrupt.exit_code == 143
 
 
 @posix

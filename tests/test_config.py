@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clipkal.adapters import LinearAdapter
-from clipkal.config import compose, conf_dir, explain
+from clipkal.config import check, compose, conf_dir, explain
+from clipkal.config.check import WITH_POSTERIOR
 from clipkal.config.explain import known_keys, nearest
 from clipkal.methods import make_build
 from clipkal.optim import KalmanCLIP, KalmanFilter, LoKO, OnlineKalman, RKalman
@@ -21,14 +22,22 @@ GROUPS = {
     for group in Path(conf_dir()).iterdir()
     if group.is_dir()
 }
-REQUIRED = {"open_clip": ["backbone.model=RN50"]}
+FORMS = ("folder", "table", "archive", "features")
+REQUIRED = {"open_clip": ["backbone.model=RN50"]} | {form: ["dataset.path=/here"] for form in FORMS}
+COMPLETE = {
+    ("adapter", "none"): ["method=zeroshot"],
+    ("adapter", "lora"): ["method=adamw"],
+    ("optimizer", "none"): ["method=zeroshot"],
+}
 CASES = [(group, name) for group, names in GROUPS.items() for name in names]
 
 
 @pytest.mark.parametrize(("group", "name"), CASES, ids=lambda v: str(v))
 def test_every_option_of_every_group_composes_without_a_missing_value(group, name):
-    cfg = compose([f"{group}={name}", *REQUIRED.get(name, [])])
-    assert not OmegaConf.missing_keys(cfg)
+    cfg = compose([*COMPLETE.get((group, name), []), f"{group}={name}", *REQUIRED.get(name, [])])
+    if group == "optimizer" and name not in WITH_POSTERIOR:
+        cfg.predictive.name = "plugin"
+    check(cfg)
     OmegaConf.to_container(cfg, resolve=True)
 
 
@@ -57,7 +66,7 @@ def test_seed_zero_is_a_seed():
     ("override", "said"),
     [
         ("fewshot.shot=4", "did you mean 'fewshot.shots'?"),
-        ("optimizer.lrr=1", "did you mean 'optimizer.lr'?"),
+        ("optimizer.priors=1", "did you mean 'optimizer.prior'?"),
         ("datset=digits", "did you mean 'dataset'?"),
         ("dataset=digit", "did you mean 'digits'?"),
         ("method=kalmann", "did you mean 'kalman'?"),

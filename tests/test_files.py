@@ -103,3 +103,25 @@ def test_lock_is_exclusive_and_released(tmp_path: Path) -> None:
     assert len(failures) == 1
     second()
     assert len(failures) == 1
+
+
+def test_stamps_tell_size_and_time_or_contents_and_never_wait(tmp_path: Path) -> None:
+    names = [f"{i:03d}" for i in range(600)]  # more than one thread takes
+    for name in names:
+        (tmp_path / name).write_text(name)
+    os.mkfifo(tmp_path / "pipe")
+    odd = ["absent", "pipe", "nul\0", "\ud800", "."]
+    plain = files.stamps(tmp_path, [*names, *odd])
+    assert plain[:600] == [f"3:{(tmp_path / name).stat().st_mtime_ns}" for name in names]
+    contents = files.stamps(tmp_path, [*names, *odd], contents=True)
+    assert contents[:600] == [f"3:{files.sha256(tmp_path / name)}" for name in names]
+    assert plain[600:] == contents[600:] == [None] * 5
+
+
+def test_names_that_are_no_text_are_written_and_digested(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "a.json", {"\udcff": "\udcfe"})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"\udcff": "\udcfe"}
+    assert files.digest("\udcff") != files.digest("\udcfe")
+    with files.atomic_path(tmp_path / ("x" * 255)) as temporary:
+        temporary.write_text("a name as long as names can be")
+    assert (tmp_path / ("x" * 255)).is_file()

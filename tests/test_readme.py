@@ -1,21 +1,44 @@
-"""What the README says in Python runs as it stands."""
+"""The README's table is what the command finds, and its markers are where `make readme` looks for them."""
 
-import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
+
+from benchmarks.readme import BEGIN, END, between, chosen, table
+from clipkal.app import run
+from clipkal.config import compose
+from clipkal.report.aggregate import aggregate
+from clipkal.report.collect import collect
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
 
-def test_the_library_example_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(example, names)
-    assert names["info"].loss < 0.7
-    assert names["draws"].shape == (100, 32, 3)
-    assert (tmp_path / "optimiser.pt").is_file()
+def test_the_rows_of_the_full_filter_on_digits_are_what_the_demo_finds(tmp_path):
+    """One of the six rows, anew: the mean over three seeds to the printed digit, give or take one of the last."""
+    common = [
+        "dataset=digits",
+        "fewshot.shots=4",
+        "method=kalman",
+        "tracking=disabled",
+        "data.progress=false",
+    ]
+    for seed in (1, 2, 3):
+        run(compose([*common, f"seed={seed}", f"output_dir={tmp_path}"]))
+    found = table(chosen(aggregate(collect([tmp_path]).runs))).splitlines()[-1]
+    printed = next(line for line in README.read_text().splitlines() if line.startswith("| digits | `kalman`"))
+    for now, there in zip(numbers(found), numbers(printed), strict=True):
+        assert now == pytest.approx(there, rel=0.01), f"{found}\n{printed}\nrun `make readme`"
+
+
+def numbers(line: str) -> list[float]:
+    """The means in a row of the table."""
+    return [float(cell.split(" ± ")[0]) for cell in line.strip("| ").split(" | ")[4:]]
+
+
+def test_the_table_stands_between_its_markers():
+    text = README.read_text()
+    middle = text.partition(BEGIN)[2].partition(END)[0].strip()
+    assert len(middle.splitlines()) == 2 + 6
+    assert between(text, middle) == text
+    with pytest.raises(ValueError, match="lacks the markers"):
+        between("no table", "rows")

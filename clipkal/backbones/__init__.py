@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clipkal.backbones.openclip import Backbone, load_backbone
     from clipkal.backbones.pixels import pixelise
     from clipkal.backbones.prompts import text_features
+    from clipkal.backbones.remembered import remembered_backbone
     from clipkal.backbones.task import featurise
 
 _HOMES = {
@@ -23,8 +24,17 @@ _HOMES = {
     "text_features": "prompts",
     "featurise": "task",
     "pixelise": "pixels",
+    "remembered_backbone": "remembered",
 }
-__all__ = ["Backbone", "featurise", "image_features", "load_backbone", "pixelise", "text_features"]
+__all__ = [
+    "Backbone",
+    "featurise",
+    "image_features",
+    "load_backbone",
+    "pixelise",
+    "remembered_backbone",
+    "text_features",
+]
 
 
 def __getattr__(name: str) -> Any:

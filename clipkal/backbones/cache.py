@@ -23,15 +23,22 @@ FORMAT = "1"  # raise when the meaning of an entry changes
 CacheDir = str | Path | bool | None
 Entry = dict[str, Tensor]
 Header = dict[str, str]
+_given_up: set[Path] = set()  # folders that the user has been told of
 
 
 def directory(cache_dir: CacheDir = None) -> Path | None:
-    """The folder given; `$CLIPKAL_CACHE` or `~/.cache/clipkal` for None; no cache (None) for False, "off"."""
+    """The folder given; `$CLIPKAL_CACHE` or `~/.cache/clipkal` for None; no cache (None) for False, "off", and,
+    with a warning, where ~ is nobody's home.
+    """
     if cache_dir is False or str(cache_dir).lower() in ("off", "false"):
         return None
     if cache_dir is None or cache_dir is True:
         cache_dir = os.environ.get("CLIPKAL_CACHE") or Path("~/.cache/clipkal")
-    return Path(cache_dir).expanduser()
+    try:
+        return Path(cache_dir).expanduser()
+    except RuntimeError as error:
+        _go_on_without(Path(cache_dir), error)
+        return None
 
 
 def entry_path(folder: Path, header: Header) -> Path:
@@ -71,6 +78,19 @@ def load_or_compute(
         return entry
 
 
+def _go_on_without(folder: Path, error: Exception) -> None:
+    """Tells once a process and folder that its entries cannot be kept."""
+    if folder not in _given_up:
+        _given_up.add(folder)
+        reason = " ".join(str(error).split()).rstrip(".")
+        log.warning(
+            "feature cache: %s cannot be used (%s); going on without; to choose another folder set data.cache "
+            "or CLIPKAL_CACHE",
+            folder,
+            reason,
+        )
+
+
 def _read(path: Path, header: Header, quiet: bool = False) -> Entry | None:
     """The entry, or None with one warning line unless it simply does not exist."""
     from safetensors import SafetensorError, safe_open
@@ -100,14 +120,15 @@ def _problem(stored: dict[str, str], header: Header, entry: Entry) -> str:
 
 
 def _write(path: Path, header: Header, entry: Entry) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     words = {"format": FORMAT, "header": json.dumps(header, sort_keys=True), "content": _content(entry)}
     try:
         with files.atomic_path(path) as temporary:
             save_file(entry, temporary, metadata=words)
-    except OSError as error:
-        log.warning("feature cache: cannot write %s (%s); going on without", path, error)
+    except (OSError, SafetensorError) as error:  # the latter on a full disk
+        _go_on_without(path.parent, error)
 
 
 def _content(entry: Entry) -> str:
@@ -129,7 +150,7 @@ def _writable(path: Path) -> Iterator[bool]:
             except Timeout:
                 log.info("feature cache: another process is computing %s; waiting for it", path.name)
                 held.enter_context(files.locked(path, timeout=-1))
-        except (OSError, NotImplementedError) as error:
-            log.warning("feature cache: cannot write to %s (%s); going on without", path.parent, error)
+        except (OSError, ValueError, NotImplementedError) as error:
+            _go_on_without(path.parent, error)
             writable = False
         yield writable

@@ -5,7 +5,6 @@ the hub answers; if not, it is put offline for the duration of the call, and fin
 says so immediately.
 """
 
-import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from clipkal.backbones.release import CONFIG_FILE, read_config
 from clipkal.backbones.weights import one_line
 from clipkal.errors import BackboneError
 
@@ -80,11 +80,11 @@ def download_repository(repository: str) -> tuple[dict[str, Any], Path]:
 
     with hub() as online:
         try:
-            config = download_pretrained_from_hf(repository, filename="open_clip_config.json")
+            config = download_pretrained_from_hf(repository, filename=CONFIG_FILE)
             checkpoint = download_pretrained_from_hf(repository)
-            return json.loads(Path(config).read_text(encoding="utf-8")), Path(checkpoint)
         except Exception as error:
             raise BackboneError(_message(f"hf-hub:{repository}", online, error)) from error
+    return read_config(Path(config)), Path(checkpoint)
 
 
 def _message(what: str, online: bool, error: Exception) -> str:

@@ -14,8 +14,19 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipkal import files
+from clipkal.backbones import fit as fitting
+from clipkal.backbones import quickgelu
+from clipkal.backbones.layouts import to_open_clip
+from clipkal.backbones.release import three_numbers, three_positive_numbers
 from clipkal.backbones.sources import Source, resolve
-from clipkal.backbones.weights import check_sha256, one_line, state_digest
+from clipkal.backbones.weights import (
+    BIG_VISION,
+    check_digest_form,
+    check_sha256,
+    one_line,
+    read,
+    state_digest,
+)
 from clipkal.errors import BackboneError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -72,7 +83,9 @@ class Backbone:
     @property
     def transform(self) -> str:
         """What `preprocess` does, in words that are the same in every process."""
-        return re.sub(r" at 0x[0-9a-f]+", "", repr(self.preprocess))
+        fills = [step.fill for step in getattr(self.preprocess, "transforms", ()) if getattr(step, "fill", 0)]
+        text = re.sub(r" at 0x[0-9a-f]+", "", repr(self.preprocess))
+        return f"{text} fill={fills}" if fills else text  # which open_clip's own words leave out
 
 
 def load_backbone(cfg: Any, device: str | torch.device = "cpu") -> Backbone | None:
@@ -94,6 +107,7 @@ def load_backbone(cfg: Any, device: str | torch.device = "cpu") -> Backbone | No
         BackboneError: the model or its weights cannot be had or do not fit.
         ConfigError: a setting has no such value.
     """
+    where = _device(device)
     if cfg.model == PRECOMPUTED:
         return None
     precision = _setting(cfg, "precision", "fp32")
@@ -102,19 +116,21 @@ def load_backbone(cfg: Any, device: str | torch.device = "cpu") -> Backbone | No
     batch_size = int(_setting(cfg, "batch_size", 128))
     if batch_size < 1:
         raise ConfigError(f"backbone.batch_size={batch_size}: must be at least 1")
-    where = _device(device)
     if precision == "fp16" and where.type == "cpu":
         log.warning("backbone.precision=fp16 is far slower than fp32 on a CPU; bf16 is not")
     pretrained = _setting(cfg, "pretrained", None)
-    source = resolve(str(cfg.model), pretrained, _setting(cfg, "quick_gelu", None))
-    expected = _setting(cfg, "weights_sha256", None)
+    normalisation, expected = _normalisation(cfg), _setting(cfg, "weights_sha256", None)
+    if expected is not None:
+        check_digest_form(expected)
+    quick_gelu = _setting(cfg, "quick_gelu", None)
+    source = resolve(str(cfg.model), pretrained, quick_gelu)
     if expected is not None:
         _check_sha256(source, expected)
-    model, preprocess, tokenizer = _create(source, where, _normalisation(cfg))
+    model, preprocess, tokenizer = _create(source, normalisation, quick_gelu)
     return Backbone(
         name=str(_setting(cfg, "name", cfg.model)),
         pretrained=pretrained,
-        model=model,
+        model=model.to(where),
         preprocess=preprocess,
         tokenizer=tokenizer,
         digest=state_digest(model),
@@ -126,28 +142,33 @@ def load_backbone(cfg: Any, device: str | torch.device = "cpu") -> Backbone | No
     )
 
 
-def _create(
-    source: Source, device: torch.device, normalisation: dict[str, Any]
-) -> tuple[nn.Module, Any, Any]:
-    """Model (frozen, evaluating), transform and tokenizer; the caller's random stream stays as it was."""
+def _create(source: Source, settings: dict[str, Any], quick_gelu: bool | None) -> tuple[nn.Module, Any, Any]:
+    """Model (frozen, evaluating, on the CPU), transform and tokenizer; the caller's random stream stays as it was.
+
+    settings: keyword arguments of open_clip's factory beside the source's own. quick_gelu: as the user states it.
+    """
     import open_clip
 
     from clipkal.backbones.hub import hub
 
-    needs_hub = source.model.startswith("hf-hub:") or "hf_tokenizer_name" in source.config.get("text_cfg", {})
+    weights = _weights(source, quick_gelu)
+    text = source.config.get("text_cfg", {})
+    needs_hub = source.model.startswith("hf-hub:") or "hf_tokenizer_name" in text or "hf_model_name" in text
     try:
         with _quiet(), torch.random.fork_rng(devices=[]), hub() if needs_hub else _nothing():
             torch.manual_seed(0)  # random weights are always the same ones
             model, _, preprocess = open_clip.create_model_and_transforms(
-                source.model,
-                pretrained=source.pretrained,
-                weights_only=True,
-                **(source.preprocess | normalisation),
+                source.model, load_weights=False, pretrained_text=False, **(source.preprocess | settings)
             )
+            if _is_timm(source):
+                fitting.set_image_size(model, source.model)
+    except BackboneError:
+        raise
     except Exception as error:
-        misfit = f"the weights in {source.checkpoint} do not fit {source.model}"
-        origin = misfit if _is_misfit(error) else f"cannot build {source.model}"
-        raise BackboneError(f"{origin}: {one_line(error)}") from error
+        raise BackboneError(f"cannot build {source.model}: {one_line(error)}") from error
+    if source.checkpoint is not None:
+        fitting.fit(model, weights, source.checkpoint, source.model)
+    fitting.check_sound(model, str(source.checkpoint or source.model))
     try:
         with _quiet(), hub() if needs_hub else _nothing():
             tokenizer = open_clip.get_tokenizer(source.model, **source.tokenizer)
@@ -156,7 +177,25 @@ def _create(
         message = f"cannot load the tokenizer of {source.model}: {one_line(error)}{missing}"
         raise BackboneError(message) from error
     _check_vocabulary(source, tokenizer)
-    return model.to(device).eval().requires_grad_(False), preprocess, tokenizer
+    model = model.eval().requires_grad_(False)
+    if _is_timm(source) or ":" in source.model:
+        fitting.try_out(model, tokenizer(["a photo"]), source.config["embed_dim"], source.model)
+    return model, preprocess, tokenizer
+
+
+def _weights(source: Source, quick_gelu: bool | None) -> dict[str, Tensor]:
+    """The checkpoint's tensors by open_clip's names; none for random weights and for what open_clip reads itself."""
+    if source.checkpoint is None or source.checkpoint.suffix in BIG_VISION:
+        return {}
+    weights = to_open_clip(read(source.checkpoint), source.checkpoint)
+    if weights.layout and quick_gelu is None:
+        built = bool(source.config.get("quick_gelu", False))
+        quickgelu.check_layout(source.model, built, weights.quick_gelu, source.checkpoint, weights.layout)
+    return weights.tensors
+
+
+def _is_timm(source: Source) -> bool:
+    return "timm_model_name" in source.config.get("vision_cfg", {})
 
 
 def _check_vocabulary(source: Source, tokenizer: Any) -> None:
@@ -166,10 +205,6 @@ def _check_vocabulary(source: Source, tokenizer: Any) -> None:
             f"the tokenizer of {source.model} has {words} tokens but its text tower {room}; a vocabulary "
             "of its own goes into model_cfg.text_cfg.tokenizer_kwargs.bpe_path of open_clip_config.json"
         )
-
-
-def _is_misfit(error: Exception) -> bool:
-    return "loading state_dict" in str(error) or isinstance(error, KeyError | IndexError)
 
 
 def _check_sha256(source: Source, expected: str) -> None:
@@ -184,12 +219,10 @@ def _normalisation(cfg: Any) -> dict[str, Any]:
     for key in ("image_mean", "image_std"):
         value = _setting(cfg, key, None)
         if value is not None:
-            numbers = tuple(float(v) for v in value)
-            if len(numbers) != 3 or (key == "image_std" and min(numbers) <= 0):
-                raise ConfigError(
-                    f"backbone.{key}={json.dumps(numbers)}: needs three numbers, positive ones for image_std"
-                )
-            found[key] = numbers
+            check = three_positive_numbers if key == "image_std" else three_numbers
+            if not check(list(value)):
+                raise ConfigError(f"backbone.{key}={json.dumps(list(value))}: needs {check.__doc__}")
+            found[key] = tuple(float(v) for v in value)
     return found
 
 
@@ -204,9 +237,16 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise ConfigError(f"device={device}: {one_line(error)}") from error
+        raise ConfigError(f"device={device}: no such device; type auto, cpu, cuda or cuda:1") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ConfigError(
+            f"device={device}: clipkal computes on cpu and cuda (its filters solve in float64, which mps has not); "
+            "type device=cpu"
+        )
     if found.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device={device}: PyTorch sees no GPU here; type device=cpu")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device={device}: there are only cuda:0 to cuda:{torch.cuda.device_count() - 1}")
     return found
 
 

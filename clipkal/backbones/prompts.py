@@ -4,6 +4,9 @@ The ensemble rule of the field: normalise the feature of each sentence, average 
     normalise again.
 """
 
+import logging
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,8 +15,10 @@ from clipkal import files
 from clipkal.backbones.cache import CacheDir, Entry, Header, load_or_compute
 from clipkal.backbones.openclip import Backbone
 from clipkal.backbones.progress import progress_bar
+from clipkal.backbones.weights import one_line
 from clipkal.errors import BackboneError, ConfigError, DataError
 
+log = logging.getLogger(__name__)
 # Ensembles by name, and what open_clip calls them.
 TEMPLATES = {"simple7": "SIMPLE_IMAGENET_TEMPLATES", "imagenet80": "OPENAI_IMAGENET_TEMPLATES"}
 
@@ -44,14 +49,9 @@ def text_features(
         progress: a bar on terminals for work of more than two seconds.
 
     Raises:
-        DataError: a class has no sentence. BackboneError: a feature is not finite.
+        DataError, BackboneError: see `tokenise`; a feature is not finite.
     """
-    for i, sentences in enumerate(prompts):
-        if not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
-            raise DataError(f"class {i} has no prompt, or an empty one; every class needs a sentence")
-    if not prompts:
-        raise DataError("there are no classes to make prompts for")
-    tokens = backbone.tokenizer([s for sentences in prompts for s in sentences])
+    tokens = torch.cat(tokenise(backbone, prompts))
     owner = torch.tensor([i for i, sentences in enumerate(prompts) for _ in sentences])
     entry = load_or_compute(
         cache_dir,
@@ -59,6 +59,78 @@ def text_features(
         compute=lambda: _encode(backbone, tokens, owner, len(prompts), progress),
     )
     return entry["features"]
+
+
+def tokenise(backbone: Backbone, prompts: list[list[str]]) -> list[Tensor]:
+    """For each of C classes the token ids int64 [n, context] of its n sentences.
+
+    One warning where sentences are cut at the context length of the text tower.
+
+    Raises:
+        DataError: a class has no sentence, or other sentences than another class but the same tokens.
+        BackboneError: the tokenizer fails.
+    """
+    if not prompts:
+        raise DataError("there are no classes to make prompts for")
+    for i, sentences in enumerate(prompts):
+        if not sentences or not all(isinstance(s, str) and s.strip() for s in sentences):
+            raise DataError(f"class {i} has no prompt, or an empty one; every class needs a sentence")
+    flat = [s for sentences in prompts for s in sentences]
+    try:
+        tokens = backbone.tokenizer(flat)
+        cut = [flat[i] for i in _cut(backbone.tokenizer, flat, tokens)]
+    except Exception as error:
+        raise BackboneError(f"the tokenizer of {backbone.name} fails: {one_line(error)}") from error
+    by_class = list(tokens.split([len(sentences) for sentences in prompts]))
+    _check_distinct(backbone, prompts, by_class, set(cut))
+    if cut:
+        log.warning(
+            "%d of %d prompts are longer than the %d tokens of %s and are cut, the first: %r",
+            len(cut),
+            len(flat),
+            tokens.shape[1],
+            backbone.name,
+            cut[0],
+        )
+    return by_class
+
+
+def _cut(tokenizer: Any, sentences: list[str], tokens: Tensor) -> list[int]:
+    """The places of the sentences that do not fit into the context: in a longer one they have more tokens.
+
+    Only sentences that reach the end of the context are looked at again, and whatever the tokenizer pads with,
+    and wherever it puts its special tokens, it shows by an empty sentence.
+    """
+    context = tokens.shape[1]
+    full = (tokens[:, -2:] != tokenizer([""])[:, -2:]).any(1).nonzero().flatten().tolist()
+    if not full:
+        return []
+    *longer, empty = tokenizer([*(sentences[i] for i in full), ""], context_length=4 * context)
+    pad = empty.mode().values
+    return [
+        i
+        for i, row in zip(full, longer, strict=True)
+        if not torch.equal(row[row != pad], tokens[i][tokens[i] != pad])
+    ]
+
+
+def _check_distinct(
+    backbone: Backbone, prompts: list[list[str]], tokens: list[Tensor], cut: set[str]
+) -> None:
+    """Raises DataError where classes with different sentences are the same to the text tower."""
+    seen: dict[tuple[bytes, ...], list[str]] = {}
+    for sentences, rows in zip(prompts, tokens, strict=True):
+        other = seen.setdefault(tuple(sorted(row.numpy().tobytes() for row in rows)), sentences)
+        if sorted(other) != sorted(sentences):
+            way_out = "use names that differ in more than case, spaces and signs"
+            if cut.intersection(other + sentences):
+                way_out = (
+                    f"its context of {rows.shape[1]} tokens cuts them, so use shorter names or templates"
+                )
+            one, two = next(pair for pair in zip(other, sentences, strict=True) if pair[0] != pair[1])
+            raise DataError(
+                f"two classes become the same tokens for {backbone.name}: {one!r} and {two!r}; {way_out}"
+            )
 
 
 def _header(backbone: Backbone, tokens: Tensor, owner: Tensor) -> Header:

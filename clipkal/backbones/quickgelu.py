@@ -55,6 +55,8 @@ def check_file(model: str, built: bool, path: Path, config: dict | None) -> None
     Raises:
         BackboneError: they differ.
     """
+    import open_clip
+
     if config is not None:
         trained, source = bool(config.get("quick_gelu", False)), f"{path.parent / 'open_clip_config.json'}"
     else:
@@ -63,9 +65,41 @@ def check_file(model: str, built: bool, path: Path, config: dict | None) -> None
             return
         trained, source = named, f"the name of {path}"
     if trained != built:
-        stated = f"backbone.quick_gelu={str(built).lower()}"
-        way_out = f"type backbone.model={counterpart(model)}, or {stated} if that is wrong"
+        way_out = f"type backbone.quick_gelu={str(built).lower()} if that is wrong"
+        if counterpart(model) in open_clip.list_models():
+            way_out = f"type backbone.model={counterpart(model)}, or {way_out.removeprefix('type ')}"
         raise BackboneError(_message(f"the weights, by {source},", trained, model, way_out))
+
+
+def check_layout(model: str, built: bool, trained: bool | None, path: Path, layout: str) -> None:
+    """Compares the architecture with what the layout of a checkpoint tells.
+
+    Args:
+        model, built, path: see `check_file`; also a local-dir: or hf-hub: name.
+        trained: how the weights were trained; None where the layout may hold either.
+        layout: its name, for the message.
+
+    Raises:
+        BackboneError: they differ, or it is not known. Nothing where the architecture has no twin.
+    """
+    import open_clip
+
+    twin = counterpart(model)
+    if ":" in model:
+        way_out = (
+            f"set quick_gelu in its open_clip_config.json, or type backbone.quick_gelu={str(built).lower()}"
+        )
+    elif twin in open_clip.list_models():
+        way_out = f"type backbone.model={twin}"
+    else:
+        return
+    if trained is None:
+        raise BackboneError(
+            f"{path} is laid out as {layout}, and without the config.json beside it nothing tells whether it was "
+            "trained with QuickGELU: type backbone.quick_gelu=true (OpenAI's weights) or false (LAION's)"
+        )
+    if trained != built:
+        raise BackboneError(_message(f"the weights in {path}, {layout},", trained, model, way_out))
 
 
 def check_folder(where: str, built: bool) -> None:

@@ -1,21 +1,23 @@
 """Where a backbone comes from: the configured names resolved for open_clip, or one clear error."""
 
 import json
+import os
 import tempfile
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from clipkal import files
 from clipkal.backbones import quickgelu
 from clipkal.backbones.hub import download_repository, download_tag
+from clipkal.backbones.release import CONFIG_FILE, read_config
 from clipkal.backbones.weights import check_file
 from clipkal.errors import BackboneError
 
 MINI = "clipkal-mini"  # the embedded model's name in open_clip's registry
 MINI_FOLDER = Path(__file__).parent / "mini"
 RANDOM = "random"  # `pretrained` for untrained weights, always the same ones
-CONFIG_FILE = "open_clip_config.json"
 _SCHEMAS = ("local-dir:", "hf-hub:")
 _CHECKPOINT_SUFFIXES = (".pt", ".pth", ".bin", ".safetensors", ".npz", ".npy")
 _PREPROCESS = {
@@ -32,7 +34,6 @@ class Source:
 
     Attributes:
         model: the first argument of its factory: an architecture, or a local-dir: or hf-hub: name.
-        pretrained: the second one; None where the model's own folder or repository holds the weights.
         checkpoint: the file the weights come from; None for random weights.
         config: the architecture's `model_cfg`.
         preprocess: keyword arguments for image preprocessing where open_clip would not find them itself.
@@ -40,7 +41,6 @@ class Source:
     """
 
     model: str
-    pretrained: str | None
     checkpoint: Path | None
     config: dict[str, Any]
     preprocess: dict[str, Any] = field(default_factory=dict)
@@ -65,10 +65,10 @@ def resolve(model: str, pretrained: str | None, quick_gelu: bool | None = None) 
     if model in ("mini", MINI):
         return _mini()
     if model.startswith("local-dir:"):
-        source = _local_dir(Path(model.removeprefix("local-dir:")).expanduser())
+        source = _local_dir(files.expanded(model.removeprefix("local-dir:")))
     elif model.startswith("hf-hub:"):
         config, checkpoint = download_repository(model.removeprefix("hf-hub:"))
-        source = Source(model, None, check_file(checkpoint), config.get("model_cfg", {}))
+        source = Source(model, check_file(checkpoint), config["model_cfg"])
     else:
         return _architecture(model.replace("/", "-"), pretrained, quick_gelu)
     built = bool(source.config.get("quick_gelu", False))
@@ -92,8 +92,8 @@ def _mini() -> Source:
         path = Path(temporary) / f"{MINI}.json"  # open_clip names a model by its file, and keeps the content
         path.write_text(json.dumps(config), encoding="utf-8")
         open_clip.add_model_config(path)
-    preprocess = _preprocess(_read_config(MINI_FOLDER).get("preprocess_cfg", {}))
-    return Source(MINI, str(folder.checkpoint), folder.checkpoint, folder.config, preprocess)
+    preprocess = _preprocess(read_config(MINI_FOLDER / CONFIG_FILE).get("preprocess_cfg") or {})
+    return Source(MINI, folder.checkpoint, folder.config, preprocess)
 
 
 def _local_dir(folder: Path) -> Source:
@@ -102,24 +102,33 @@ def _local_dir(folder: Path) -> Source:
 
     if not folder.is_dir():
         raise BackboneError(f"backbone.model=local-dir:{folder}: no such folder")
-    config = _read_config(folder)
-    model_cfg = config.get("model_cfg")
-    if not isinstance(model_cfg, dict) or not {"embed_dim", "vision_cfg", "text_cfg"} <= set(model_cfg):
-        raise BackboneError(f"{folder / CONFIG_FILE} needs model_cfg with embed_dim, vision_cfg and text_cfg")
+    if not (folder / CONFIG_FILE).is_file():
+        raise BackboneError(f"{folder} has no {CONFIG_FILE}{_transformers(folder)}")
+    model_cfg = read_config(folder / CONFIG_FILE)["model_cfg"]
     found = _find_checkpoint_in_dir(folder)
     if found is None:
         raise BackboneError(
             f"{folder} holds no weights; expected open_clip_model.safetensors beside {CONFIG_FILE}"
         )
     tokenizer = {}
-    bpe_path = model_cfg["text_cfg"].get("tokenizer_kwargs", {}).get("bpe_path")
+    bpe_path = (model_cfg["text_cfg"].get("tokenizer_kwargs") or {}).get("bpe_path")
     if bpe_path:
         tokenizer["bpe_path"] = str(folder.resolve() / bpe_path)
-        if not Path(tokenizer["bpe_path"]).is_file():
+        if not os.path.isfile(tokenizer["bpe_path"]):  # noqa: PTH113 (False, too, for no path at all)
             raise BackboneError(
                 f"{folder / CONFIG_FILE} names the tokenizer file {bpe_path}, which is missing"
             )
-    return Source(f"local-dir:{folder}", None, check_file(found), model_cfg, {}, tokenizer)
+    return Source(f"local-dir:{folder}", check_file(found), model_cfg, {}, tokenizer)
+
+
+def _transformers(folder: Path) -> str:
+    """The way out where a folder is one of Hugging Face's transformers."""
+    if not (folder / "config.json").is_file():
+        return ""
+    return (
+        f"; for a CLIPModel of transformers type backbone.pretrained={folder}/model.safetensors and the architecture "
+        "that it has in open_clip, such as backbone.model=ViT-B-32-quickgelu"
+    )
 
 
 def _architecture(model: str, pretrained: str | None, quick_gelu: bool | None) -> Source:
@@ -133,7 +142,7 @@ def _architecture(model: str, pretrained: str | None, quick_gelu: bool | None) -
     if pretrained is None:
         raise BackboneError(f"backbone.model={model} needs weights: backbone.pretrained={_choices(model)}")
     if pretrained == RANDOM:
-        return Source(model, None, None, config)
+        return Source(model, None, config)
     if quick_gelu is not None:
         quickgelu.check_stated(model, built, quick_gelu)
     tag = open_clip.get_pretrained_cfg(model, pretrained)
@@ -141,17 +150,18 @@ def _architecture(model: str, pretrained: str | None, quick_gelu: bool | None) -
         if quick_gelu is None:
             quickgelu.check_tag(model, built, pretrained)
         path = check_file(download_tag(model, pretrained))
-        return Source(model, str(path), path, config, _preprocess(tag))
+        return Source(model, path, config, _preprocess(tag))
     if not _looks_like_path(pretrained):
         raise BackboneError(
             f"{model} has no pretrained weights {pretrained!r}; backbone.pretrained={_choices(model)}"
         )
     path = check_file(pretrained)
-    beside = _read_config(path.parent) if (path.parent / CONFIG_FILE).is_file() else {}
+    config_file = path.with_name(CONFIG_FILE)
+    beside = read_config(config_file) if config_file.is_file() else {}
     if quick_gelu is None:
         quickgelu.check_file(model, built, path, beside.get("model_cfg"))
     preprocess = _preprocess(beside.get("preprocess_cfg") or _only_preprocess(model))
-    return Source(model, str(path), path, config, preprocess)
+    return Source(model, path, config, preprocess)
 
 
 def _looks_like_path(text: str) -> bool:
@@ -185,16 +195,3 @@ def _only_preprocess(model: str) -> dict[str, Any]:
 
 def _preprocess(config: dict[str, Any]) -> dict[str, Any]:
     return {argument: config[key] for key, argument in _PREPROCESS.items() if config.get(key) is not None}
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise BackboneError(f"{folder} has no {CONFIG_FILE}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise BackboneError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise BackboneError(f"{path} must hold a JSON object with model_cfg")
-    return config

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import Normalize, ToTensor
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -34,6 +33,8 @@ def in_place(preprocess: Transform) -> Transform:
 
     A transform that does not end with these two is returned as it is.
     """
+    from torchvision.transforms import Normalize, ToTensor  # slow to import
+
     steps = list(getattr(preprocess, "transforms", ()))
     last = steps[-2:]
     if len(last) < 2 or not isinstance(last[0], ToTensor) or type(last[1]) is not Normalize:

@@ -1,10 +1,12 @@
 """Finds `conf/`, registers the typed schema and composes a configuration."""
 
+import re
 from pathlib import Path
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
 from clipkal.config import schema
@@ -37,8 +39,20 @@ def register() -> None:
             store.store(group=group, name=name, node=node)
 
 
-def compose(overrides: list[str] | None = None) -> DictConfig:
-    """The configuration that the command line `clipkal <overrides>` would run with."""
+def compose(overrides: list[str] | None = None, config_dir: str | Path | None = None) -> DictConfig:
+    """The configuration that the command line `clipkal --config-dir <config_dir> <overrides>` would run with."""
     register()
+    more = (
+        []
+        if config_dir is None
+        else [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).absolute()}')}]"]
+    )
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return hydra_compose("config", overrides=overrides or [])
+        return hydra_compose("config", overrides=[*(overrides or []), *more])
+
+
+def quoted(value: str) -> str:
+    """A text as a value on Hydra's command line, in quotes where its grammar needs them."""
+    if re.fullmatch(r"[\w./~-]+", value, re.ASCII):
+        return value
+    return QuotedString(value, Quote.double).with_quotes()

@@ -4,10 +4,11 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import get_type_hints
 
 from clipkal.config import schema
-from clipkal.config.compose import GROUP_SCHEMAS
+from clipkal.config.compose import GROUP_SCHEMAS, conf_dir
 
 _UNKNOWN_KEY = re.compile(
     r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in '?(?:struct|\w+)'?", re.I
@@ -17,6 +18,20 @@ _UNKNOWN_OPTION = re.compile(r"Could not find '([^']+)/([^'/]+)'")
 _UNKNOWN_GROUP = re.compile(r"Could not override '([^']+)'\.\s*No match in the defaults list")
 _OPTIONS = re.compile(r"Available options in '[^']+':\s*(.*)", re.S)
 _BAD_VALUE = re.compile(r"Error merging override (\S+)\n(.+)", re.S)
+_TYPE = re.compile(r"object_type=(\w+)")
+_PLUGINS = {
+    "hydra/launcher/joblib": "hydra-joblib-launcher",
+    "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
+    "hydra/launcher/submitit_local": "hydra-submitit-launcher",
+    "hydra/sweeper/optuna": "hydra-optuna-sweeper",
+    "hydra/sweeper/ax": "hydra-ax-sweeper",
+    "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
+}
+"""Options of Hydra that packages of their own bring."""
+NEW_SHIFT = (
+    "a set from elsewhere is named in dataset.ood=[name:/its/path]; what more there is to say of it goes into a file "
+    "like conf/dataset/imagenet_shifts.yaml, in a folder dataset/ of --config-dir"
+)
 _MISSING = re.compile(r"Missing mandatory value: (\S+)")
 
 
@@ -24,6 +39,8 @@ def explain(message: str) -> str:
     """Hydra's or OmegaConf's message as one line; a message of an unknown kind keeps its first line."""
     if option := _UNKNOWN_OPTION.search(message):
         group, name = option.groups()
+        if plugin := _PLUGINS.get(f"{group}/{name}"):
+            return f"{group}={name} needs a package of its own: pip install {plugin}"
         known = _options(message)
         return f"unknown {group} '{name}'{_hint(name, known)}; {group} can be: {', '.join(known)}"
     if group_match := _UNKNOWN_GROUP.search(message):
@@ -33,12 +50,42 @@ def explain(message: str) -> str:
     if key := _UNKNOWN_KEY.search(message):
         full = _FULL_KEY.search(message)
         name = key[1] or (full[1] if full else key[2])
-        return f"unknown setting '{name}'{_hint(name, known_keys())}"
+        if "reference_type=Dict" in message:
+            if name.startswith("dataset.shifts"):
+                return f"{name}: {NEW_SHIFT}"
+            return f"'{name}' holds names of your own: type +{name}=… to add one"
+        kind = _TYPE.search(message)
+        return no_such_setting(name, vars(schema).get(kind[1]) if kind else None)
     if merge := _BAD_VALUE.search(message):
         return f"{merge[1]}: {merge[2].splitlines()[0]}"
     if full := _FULL_KEY.search(message):
         return f"{full[1]}: {message.splitlines()[0]}"
     return message.splitlines()[0] if message else "the configuration could not be read"
+
+
+def no_such_setting(name: str, kind: type | None) -> str:
+    """The line for a dotted key that is not in the schema class `kind` where it was looked for (None: unknown)."""
+    prefix, _, last = name.rpartition(".")
+    own = [one.name for one in fields(kind)] if is_dataclass(kind) else []
+    if name == "experiment":
+        first = "with # @package _global_ as its first line"
+        return f"+experiment=NAME needs a file experiment/NAME.yaml, {first}, in conf/ or --config-dir"
+    if close := difflib.get_close_matches(last, own, n=1, cutoff=0.6):
+        return f"unknown setting '{name}': did you mean '{prefix}{'.' * bool(prefix)}{close[0]}'?"
+    if prefix in GROUP_SCHEMAS and own:
+        chosen = " or ".join(_options_of(prefix, kind))
+        has = ", ".join(key for key in own if key != "name")
+        return f"{prefix}={chosen} has no setting '{last}'; " + (
+            f"it has {has}" if has else "it has none at all"
+        )
+    return f"unknown setting '{name}'{_hint(name, [key for key in known_keys() if key != name])}"
+
+
+def _options_of(group: str, kind: type | None) -> list[str]:
+    """The options in conf/ that are of this schema class; `none` has the group's own."""
+    names = [f"- {name}\n" for name, node in GROUP_SCHEMAS[group].items() if node is kind]
+    files = sorted(Path(conf_dir(), group).glob("*.yaml"))
+    return [file.stem for file in files if any(name in file.read_text("utf-8") for name in names)] or ["none"]
 
 
 def known_keys() -> list[str]:
@@ -74,5 +121,5 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     if close := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
         return close[0]
     last = {key.rsplit(".", 1)[-1]: key for key in known}
-    close = difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.75)
     return last[close[0]] if close else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clipkal import files
 from clipkal.errors import DataError
 
 VARIANTS = "variants.txt"
@@ -34,15 +35,13 @@ def read_lists(folder: Path) -> Rows:
         for line in _lines(file):
             number, _, name = line.partition(" ")
             if name not in labels:
-                raise DataError(f"{file}: the class {name!r} of image {number!r} is not in {VARIANTS}")
+                raise DataError(
+                    f"{file}: the class {name[:80]!r} of image {number[:80]!r} is not in {VARIANTS}"
+                )
             rows[part].append((f"{number}.jpg", labels[name], name))
     return rows
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{file}: cannot be read ({error}); FGVC-Aircraft needs it beside {VARIANTS}"
-        ) from error
+    text = files.read_text(file, "list", f"FGVC-Aircraft needs it beside {VARIANTS}")
+    return [line.strip() for line in text.splitlines() if line.strip()]

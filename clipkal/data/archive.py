@@ -16,7 +16,15 @@ from PIL import Image
 from clipkal import files
 from clipkal.data.images import open_image
 from clipkal.data.names import fill_templates, renamed
-from clipkal.data.partition import Table, open_npz, partition, read_table, require, rows_of_shift
+from clipkal.data.partition import (
+    Table,
+    open_npz,
+    partition,
+    read_table,
+    require,
+    rows_of_shift,
+    whole_numbers,
+)
 from clipkal.data.rows import Rows
 from clipkal.data.sets import Dataset, ImageSet
 from clipkal.data.shifts import shifted_sets
@@ -83,7 +91,7 @@ def read(path: Path) -> tuple[Rows, Table]:
 def _offsets(path: Path, offset: np.ndarray, blob: np.ndarray) -> np.ndarray:
     if blob.dtype != np.uint8 or blob.ndim != 1:
         raise DataError(f"{path}: blob is {blob.dtype} {list(blob.shape)}, expected uint8 bytes")
-    offset = offset.astype(np.int64)
+    offset = whole_numbers(path, "offset", offset)
     rising = offset.ndim == 1 and len(offset) > 1 and offset[0] >= 0 and bool((np.diff(offset) >= 0).all())
     if not rising or offset[-1] > len(blob):
         raise DataError(f"{path}: offset must rise from 0 to at most the {len(blob)} bytes of blob")
@@ -95,7 +103,12 @@ def _ids(path: Path, arrays: dict[str, np.ndarray], table: Table) -> list[str]:
     if "source" not in arrays:
         rows = zip(table.domain.tolist(), table.split.tolist(), strict=True)
         return [f"{table.domains[d]}/{table.splits[s]}/{i:05d}" for i, (d, s) in enumerate(rows)]
-    ids = arrays["source"].tobytes().decode("utf-8", errors="replace").split("\n")
+    try:
+        if arrays["source"].dtype != np.uint8:
+            raise ValueError(f"is {arrays['source'].dtype}, expected uint8 bytes")
+        ids = arrays["source"].tobytes().decode("utf-8").split("\n")
+    except ValueError as error:
+        raise DataError(f"{path}: source, the names of its images, cannot be read ({error})") from error
     if len(ids) != len(table.label):
         raise DataError(f"{path}: source names {len(ids)} files but there are {len(table.label)} images")
     return ids

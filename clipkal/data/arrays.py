@@ -39,7 +39,7 @@ def shift_rows(name: str, shift: Shift) -> Rows:
         raise DataError(f"{shift.path}: must end in {DATA}, so that its labels are found beside it")
     pixels = _array(shift.path)
     labels = _array(shift.path.with_name(shift.path.name.removesuffix(DATA) + LABELS))
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3:
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or 0 in pixels.shape:
         raise DataError(
             f"{shift.path}: holds {pixels.dtype} {list(pixels.shape)}, expected uint8 [n, height, width, 3]"
         )
@@ -48,14 +48,21 @@ def shift_rows(name: str, shift: Shift) -> Rows:
             f"{shift.path}: has {len(pixels)} images but the labels are {labels.dtype} {list(labels.shape)}"
         )
     ids = [f"{name}/{i:05d}" for i in range(len(pixels))]
+    if (low := labels.min()) < 0:
+        raise DataError(
+            f"{shift.path}: has images without a label ({low}), the first: {int(labels.argmin())}"
+        )
     return Rows(ids, [str(label) for label in labels], ArrayDecoder(pixels), files.sha256(shift.path))
 
 
 def _array(path: Path) -> np.ndarray:
     """Never unpickles."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file")
     try:
-        return np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
+        found = np.load(path, allow_pickle=False)
     except Exception as error:  # a damaged file raises many kinds
         raise DataError(f"{path}: is not a readable .npy file ({error})") from error
+    if not isinstance(found, np.ndarray):
+        raise DataError(f"{path}: is not a .npy file but an .npz of several arrays")
+    return found

@@ -7,8 +7,9 @@ shots of a seed depend on it. One loader reads all of them; what is particular t
 
 from __future__ import annotations
 
-import json
 import logging
+import os
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from clipkal.errors import DataError
 
 log = logging.getLogger(__name__)
 SPLIT_FILES = "split_zhou_*.json"
+PARTS = ("train", "val", "test")
+_EXPECTED = "expected lists of [path, label, class name] under train, val and test"
 _HOW_TO_GET = (
     "get it from the links in CoOp's DATASETS.md (github.com/KaiyangZhou/CoOp) or from the folder splits of "
     "github.com/linzhiqiu/cross_modal_adaptation"
@@ -143,15 +146,10 @@ def read_split(file: Path) -> tuple[dict[str, Split], list[str]]:
         DataError: the file is no such JSON, a path leaves the dataset, or labels and names do not fit each
             other.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        rows: Rows = {
-            part: [_row(r) for r in content[part]] for part in ("train", "val", "test") if content.get(part)
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{file}: is no split file ([path, label, class name] under train, val, test); {error}"
-        ) from error
+    content = files.read_json(file, "split file", _HOW_TO_GET)
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: is no split file: {_EXPECTED}")
+    rows: Rows = {part: _part(file, part, content[part]) for part in PARTS if content.get(part)}
     return checked(file, rows)
 
 
@@ -168,18 +166,24 @@ def checked(file: Path, rows: Rows) -> tuple[dict[str, Split], list[str]]:
     for path, label, name in (row for part_rows in rows.values() for row in part_rows):
         refuse_escape(file, path)
         if names.setdefault(label, name) != name:
-            raise DataError(f"{file}: label {label} is called both {names[label]!r} and {name!r}")
+            raise DataError(f"{file}: label {label} is called both {names[label][:80]!r} and {name[:80]!r}")
     if sorted(names) != list(range(len(names))):
         raise DataError(f"{file}: labels must be 0..C-1 without gaps, found {shortened(sorted(names))}")
     parts = {part: Split([r[0] for r in listed], [r[1] for r in listed]) for part, listed in rows.items()}
     return parts, [names[label] for label in range(len(names))]
 
 
-def _row(row: Any) -> tuple[str, int, str]:
-    path, label, name = row
-    if not isinstance(path, str) or not isinstance(label, int) or not isinstance(name, str):
-        raise TypeError(f"bad entry {row!r}")
-    return path, label, name
+def _part(file: Path, part: str, listed: Any) -> list[tuple[str, int, str]]:
+    if not isinstance(listed, list):
+        raise DataError(f"{file}: {part}: is no list: {_EXPECTED}")
+    return [_row(f"{file}: {part}[{i}]", row) for i, row in enumerate(listed)]
+
+
+def _row(place: str, row: Any) -> tuple[str, int, str]:
+    match row:
+        case [str(path), int(label), str(name)] if type(label) is int and name.strip():
+            return path.replace("\\", "/"), label, name  # a list that was written on Windows
+    raise DataError(f"{place}: is no entry of a split file: {reprlib.repr(row)}; {_EXPECTED}")
 
 
 def _image_folder(file: Path, train: Split) -> Path:
@@ -188,7 +192,8 @@ def _image_folder(file: Path, train: Split) -> Path:
     known = LAYOUTS.get(file.name)
     places = [home / known.images] if known else []
     places += [home, *sorted(p for p in home.iterdir() if p.is_dir())]
-    return next((p for p in places if (p / train.paths[0]).is_file()), places[0])
+    isfile = os.path.isfile  # unlike Path.is_file it bears paths of any length
+    return next((p for p in places if isfile(p / train.paths[0])), places[0])
 
 
 def _image_set(name: str, folder: Path, split: Split, classes: list[str]) -> ImageSet:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipkal.data.matching import matched
 from clipkal.data.names import fill_templates, renamed
-from clipkal.data.partition import Table, open_npz, partition, read_table, require, rows_of_shift
+from clipkal.data.partition import Table, open_npz, partition, read_table, require, rows_of_shift, texts
 from clipkal.data.sets import Dataset, FeatureSet
 from clipkal.data.shifts import require as require_shift
 from clipkal.data.spec import DataSpec, Shift
@@ -122,9 +122,12 @@ def _unit(stored: np.ndarray, owner: str) -> Tensor:
 def _ids(table: Table, arrays: dict[str, np.ndarray]) -> list[str]:
     """The file's own ids, or domain, split and row number."""
     if "id" in arrays:
-        if arrays["id"].shape != table.label.shape:
-            raise DataError(f"{table.path}: 'id' has shape {list(arrays['id'].shape)}, one per row is needed")
-        return [str(i) for i in arrays["id"]]
+        ids = texts(table.path, "id", arrays["id"])
+        if len(ids) != len(table.label):
+            raise DataError(
+                f"{table.path}: 'id' has {len(ids)} entries, one for each of {len(table.label)} rows is needed"
+            )
+        return ids
     return [
         f"{table.domains[d]}/{table.splits[s]}/{i:05d}"
         for i, (d, s) in enumerate(zip(table.domain.tolist(), table.split.tolist(), strict=True))
@@ -132,7 +135,7 @@ def _ids(table: Table, arrays: dict[str, np.ndarray]) -> list[str]:
 
 
 def _scale(spec: DataSpec, stored: np.ndarray) -> float:
-    value = float(stored.reshape(-1)[0]) if stored.size == 1 else float("nan")
+    value = float(stored.reshape(-1)[0]) if stored.size == 1 and stored.dtype.kind in "fiu" else float("nan")
     if not 0 < value < 1e4:
         raise DataError(f"{spec.path}: logit_scale must be one positive number, the factor on the cosine")
     return value

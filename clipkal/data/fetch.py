@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,7 +30,7 @@ def fetch(folder: Path, urls: Mapping[str, str]) -> None:
         with files.atomic_path(target) as temporary:
             try:
                 download_url_to_file(url, str(temporary), progress=sys.stderr.isatty())
-            except OSError as error:  # URLError, timeouts, a full disk
+            except (OSError, HTTPException, ValueError) as error:  # no network, a full disk, no address
                 raise by_hand(folder, url, error) from error
             if (found := files.sha256(temporary)) != expected:
                 raise DataError(

@@ -3,15 +3,20 @@
 `dataset.repository` is a name on the Hub; without it `dataset.path` is a folder: one of `save_to_disk`, or of
 Parquet or image files. What is on the Hub is fetched only with `dataset.download=true`; else the library's
 own cache must have it. Splits, and columns beside the image, choose sets as in a table (`clipkal.data.table`);
-the name of the configuration is one more column, `config`. Class names come from the label's ClassLabel.
+the name of the configuration is one more column, `config`. Class names come from the label's ClassLabel, or
+are the labels where these are text. The Hub's test splits often have no labels (-1 or null): they are refused.
 """
 
 from __future__ import annotations
 
+import math
+import reprlib
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
 from clipkal import files
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = ("image", "label", "split", "domain")
+NO_LABEL = ""
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,43 @@ def load(spec: DataSpec) -> Dataset:
     frame = _frame(spec, pieces, columns)
     rows = _rows(spec, pieces, frame, columns)
     parts = {name: rows.at(select(frame, where)) for name, where in conditions(spec, frame, columns).items()}
-    names = getattr(data.features[columns["label"]], "names", None)
-    used = [key for part in parts.values() for key in part.keys]
-    if names and any(not key.isdecimal() for key in used):
-        raise DataError(f"{spec.name}: has images without a label; choose other rows with dataset.splits")
-    keys = [str(i) for i in range(len(names))] if names else in_order(used)
+    names = _class_names(spec, pieces, columns["label"])
+    keys = [str(i) for i in range(len(names))] if names else in_order(_all_keys(parts))
+    _check_labels(spec, parts, keys)
     return with_shifts(dataset_of(spec, keys, parts, names), spec, names or keys)
+
+
+def _all_keys(parts: Mapping[str, Rows]) -> list[str]:
+    return [key for part in parts.values() for key in part.keys]
+
+
+def _class_names(spec: DataSpec, pieces: list[Piece], column: str) -> list[str] | None:
+    """The names of the label's ClassLabel, the same in every piece; None where it is of another kind."""
+    found = {piece.name: getattr(piece.data.features.get(column), "names", None) for piece in pieces}
+    names = found[pieces[0].name]
+    for piece, others in found.items():
+        if others != names:
+            raise DataError(
+                f"{spec.place}: {piece!r} has other class names, or in another order, than {pieces[0].name!r}; "
+                "choose the configurations with dataset.configs"
+            )
+    return names
+
+
+def _check_labels(spec: DataSpec, parts: Mapping[str, Rows], keys: list[str]) -> None:
+    """Raises `DataError` for a row without a label, or with one that is no class."""
+    known = set(keys) - {NO_LABEL}
+    for name, part in parts.items():
+        odd = [key for key in part.keys if key not in known]
+        if NO_LABEL in odd:
+            raise DataError(
+                f"{spec.place}: {odd.count(NO_LABEL):,} of the {len(part.keys):,} images of {name!r} have no label "
+                "(null, empty or -1); choose other rows, such as '+dataset.splits={train: train, test: validation}'"
+            )
+        if odd:
+            raise DataError(
+                f"{spec.place}: {name!r} has the label {odd[0]} but there are {len(keys)} classes"
+            )
 
 
 def _open(spec: DataSpec) -> list[Piece]:
@@ -132,10 +169,26 @@ def _frame(spec: DataSpec, pieces: list[Piece], columns: dict[str, str]) -> pd.D
     frames = []
     for piece in pieces:
         kept = [column for column in piece.data.column_names if column in used]
-        frame = piece.data.select_columns(kept).to_pandas().astype(str)
+        cells = piece.data.select_columns(kept).to_pandas()
+        frame = cells.astype(str)
+        if (label := columns["label"]) in cells:
+            frame[label] = [_label(spec, label, cell) for cell in cells[label]]
         frame["split"], frame["config"] = piece.split, piece.config or "default"
         frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames, ignore_index=True).fillna(NO_LABEL)  # a split may lack columns
+
+
+def _label(spec: DataSpec, column: str, cell: Any) -> str:
+    """A label as text, NO_LABEL where it is missing; pandas makes 1 to 1.0 where others are."""
+    if isinstance(cell, float | np.floating):
+        cell = None if math.isnan(cell) else int(cell) if cell.is_integer() else [cell]
+    if cell is not None and not isinstance(cell, str | int | np.integer | np.bool_):
+        raise DataError(
+            f"{spec.place}: the label column {column!r} holds {reprlib.repr(cell)}; one whole number or text an "
+            "image is needed: set dataset.columns.label to another column"
+        )
+    text = NO_LABEL if cell is None else str(cell).strip()
+    return NO_LABEL if text == "-1" else text
 
 
 def _rows(spec: DataSpec, pieces: list[Piece], frame: pd.DataFrame, columns: dict[str, str]) -> Rows:

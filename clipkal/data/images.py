@@ -10,20 +10,23 @@ more pixels than Pillow's own limit against decompression bombs.
 from __future__ import annotations
 
 import io
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import chain
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from clipkal.data.threads import in_threads
+from clipkal import files
 from clipkal.errors import DataError
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"})
-CHUNK = 256  # files that a thread looks at, at a time
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+    | ({".avif"} if find_spec("PIL._avif") else set())  # Pillow reads it from 11.3 on, where it is built so
+)
 _WAY_OUT = "replace the file, or set data.on_bad_image=skip to leave such images out"
 
 
@@ -101,18 +104,19 @@ class FileDecoder:
         return open_image(path, str(path))
 
 
-def file_stamps(folder: Path, relative: Sequence[str]) -> list[str | None]:
-    """Size and time of change of each file, None where it is missing; many at once, since network disks are
-    slow.
-    """
-    chunks = (relative[i : i + CHUNK] for i in range(0, len(relative), CHUNK))
-    stamped = in_threads(lambda names: [_stamp(f"{folder}/{name}") for name in names], chunks, 16, ahead=32)
-    return list(chain.from_iterable(stamped))
+_CONTENTS: ContextVar[bool] = ContextVar("contents", default=False)
 
 
-def _stamp(path: str) -> str | None:
+@contextmanager
+def told_by_contents(verify: bool) -> Iterator[None]:
+    """Within the block, where `verify` says so, `file_stamps` reads every file (`data.verify=true`)."""
+    token = _CONTENTS.set(verify)
     try:
-        status = os.stat(path)  # noqa: PTH116 (a Path takes twice as long to make as the call)
-    except OSError:
-        return None
-    return f"{status.st_size}:{status.st_mtime_ns}"
+        yield
+    finally:
+        _CONTENTS.reset(token)
+
+
+def file_stamps(folder: Path, relative: Sequence[str]) -> list[str | None]:
+    """Size and time of change of each file, None where it is missing, or its contents: see `files.stamps`."""
+    return files.stamps(folder, relative, _CONTENTS.get())

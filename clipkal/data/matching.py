@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from clipkal.data.names import choose, shortened, spoken
+from clipkal.data.names import choose, folded, shortened
 from clipkal.data.rows import Rows
 from clipkal.data.sets import ImageSet
 from clipkal.errors import DataError
@@ -43,7 +42,8 @@ def matched(
     """Which class of ID each class of the OOD set `name` stands for.
 
     Without a map it is the class of the same name, upper and lower case, underscores and the spelling of
-    accents aside; classes called 0, 1, 2, … stand for the classes in order, as in ImageNetV2. With a map
+    accents aside; where all are called 0, 1, 2, …, and ID's are not, they stand for the classes in order, as in
+    ImageNetV2. With a map
     (class there -> class of ID) classes that are not in it are left out.
 
     Raises:
@@ -53,13 +53,15 @@ def matched(
     if class_map is not None:
         own = _mapped(name, there, keys, place, class_map)
     else:
-        loose = {_loose(key): key for key in keys}
-        own = {key: key if key in keys else loose.get(_loose(key), key) for key in there}
+        alike: dict[str, list[str]] = {}
+        for key in dict.fromkeys(keys):
+            alike.setdefault(folded(key), []).append(key)
+        own = {key: key if key in keys else _alike(key, alike.get(folded(key), []), place) for key in there}
     if twice := {key for key in own.values() if list(keys).count(key) > 1}:
         raise DataError(f"{place}: OOD set {name!r} has {min(twice)!r}, but ID has two classes of that name")
     unknown = sorted(set(own.values()) - set(keys))
-    if unknown and all(key.isdecimal() and int(key) < len(keys) for key in unknown):
-        return {key: mine if mine in keys else keys[int(mine)] for key, mine in own.items()}
+    if unknown == sorted(own) and all(_is_place(key, len(keys)) for key in unknown):
+        return {key: keys[int(key)] for key in own}
     if unknown:
         raise DataError(
             f"{place}: OOD set {name!r} has classes that ID lacks: {shortened(unknown)} (ID has: "
@@ -68,8 +70,17 @@ def matched(
     return own
 
 
-def _loose(key: str) -> str:
-    return unicodedata.normalize("NFC", spoken(key)).lower()
+def _alike(key: str, found: list[str], place: Path) -> str:
+    """The one class of ID that is spelt like `key`; itself where there is none."""
+    if len(found) > 1:
+        raise DataError(
+            f"{place}: {key!r} may be any of ID's classes {shortened(found)}; spell it as ID does"
+        )
+    return found[0] if found else key
+
+
+def _is_place(key: str, size: int) -> bool:
+    return key.isdecimal() and len(key) < 10 and int(key) < size
 
 
 def _mapped(

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from clipkal.errors import ClipkalError, ConfigError, DataError
+
+_MISSING = {
+    "",
+    "nan",
+    "<na>",
+    "nat",
+    "-1",
+    "-1.0",
+}  # not none, null and NA, which are classes of some datasets
 
 
 def choose(kind: str, name: str, known: Sequence[str], error: type[ClipkalError] = DataError) -> str:
@@ -21,12 +31,64 @@ def choose(kind: str, name: str, known: Sequence[str], error: type[ClipkalError]
 def shortened(names: Sequence[object], most: int = 12) -> str:
     """The names with commas; of a long list the first `most` and how many more there are."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(str(n) for n in list(names)[:most]) + rest
+    return ", ".join(_printable(str(n)) for n in list(names)[:most]) + rest
+
+
+def shown(name: object, most: int = 80) -> str:
+    """A name for a message: quoted, what cannot be printed escaped, and its middle left out where it is long."""
+    text = ascii(name) if not is_text(str(name)) else repr(name)
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-most // 2 :]}"
 
 
 def spoken(name: str) -> str:
     """A class name as it stands in a sentence: underscores become spaces (as in CoOp)."""
     return name.replace("_", " ")
+
+
+def _printable(name: str, most: int = 200) -> str:
+    return name if is_text(name) and len(name) <= most and "\n" not in name else shown(name, most)
+
+
+def composed(name: str) -> str:
+    """A name with its accents in one piece (NFC); file systems and editors also write them in two."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def folded(name: str) -> str:
+    """What is equal for names that a prompt cannot tell apart: case, blanks, underscores and accents aside."""
+    return " ".join(composed(spoken(name)).casefold().split())
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written to a file: no NUL, and no half of a surrogate pair (bytes that were no UTF-8)."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in name
+
+
+def refuse_missing(place: object, what: str, values: Iterable[str], where: Sequence[object]) -> None:
+    """Raises `DataError` where a value stands for none: blank, nan or -1.
+
+    Args:
+        place: the file, for the message.
+        what: "label" or "domain".
+        values: N of them.
+        where: N places, such as row numbers.
+    """
+    missing = [(row, value) for row, value in zip(where, values, strict=True) if is_missing(value)]
+    if missing:
+        words = ", ".join(sorted({repr(value) for _, value in missing}))
+        raise DataError(
+            f"{place}: {len(missing)} of {len(where)} rows have no {what} ({words}), the first: "
+            f"{shortened([row for row, _ in missing], 5)}; fill them in, or remove these rows"
+        )
+
+
+def is_missing(value: str) -> bool:
+    """Whether a word of a table stands for no value at all."""
+    return value.strip().casefold() in _MISSING
 
 
 def renamed(keys: Sequence[str], names: Mapping[str, str] | Sequence[str] | None) -> list[str]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from clipkal.data.names import choose, shortened
+from clipkal.data.names import choose, is_missing, is_text, shortened, shown
 from clipkal.data.spec import DataSpec, Shift
+from clipkal.data.splits import chosen_words, roles_of
 from clipkal.errors import DataError
+
+Roles = dict[str, list[int]]  # train, val, test -> places in the list of splits
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Table:
 
     Attributes:
         label, domain, split: int64 [n], places in the three lists of names.
-        classes, domains, splits: names; splits are among train, val, test.
+        classes, domains, splits: names.
     """
 
     path: Path
@@ -41,11 +45,22 @@ class Table:
     domains: list[str]
     splits: list[str]
 
-    def rows(self, domain: str, split: str) -> list[int]:
-        """The row numbers of one domain and split; none where the file has no such split."""
-        if split not in self.splits:
-            return []
-        match = (self.domain == self.domains.index(domain)) & (self.split == self.splits.index(split))
+    def roles(self, chosen: Mapping[str, Any]) -> Roles:
+        """train, val and test -> places in `splits`, of the splits that occur.
+
+        Args:
+            chosen: `dataset.splits`, role -> word or list of words, where the words do not say it themselves.
+
+        Raises:
+            DataError: the role of a split is not known; see `clipkal.data.splits`.
+        """
+        found = [self.splits[place] for place in np.unique(self.split)]
+        words = chosen_words(chosen, found) if chosen else roles_of(self.path, found)
+        return {role: [self.splits.index(word) for word in of] for role, of in words.items()}
+
+    def rows(self, domain: str, places: Sequence[int]) -> list[int]:
+        """The row numbers of one domain, of the splits at `places`."""
+        match = (self.domain == self.domains.index(domain)) & np.isin(self.split, places)
         return np.flatnonzero(match).tolist()
 
 
@@ -62,28 +77,68 @@ def open_npz(path: Path, what: str) -> dict[str, np.ndarray]:
             return {key: content[key] for key in content.files}
     except Exception as error:
         # A damaged file raises many kinds: BadZipFile, zlib.error, EOFError, ValueError, …
-        raise DataError(f"{path}: is not a readable .npz file ({error}); it must be {what}") from error
+        raise DataError(
+            f"{path}: is not a readable .npz file ({shortened([error])}); it must be {what}"
+        ) from error
 
 
 def read_table(path: Path, arrays: dict[str, np.ndarray], rows: int) -> Table:
     """Checks and returns the columns.
 
     Raises:
-        DataError: a column is missing, has not `rows` rows, or points outside its list of names.
+        DataError: a column is missing, has not `rows` rows of whole numbers, or points outside its list of names, or
+            two domains or splits share a name.
     """
     require(path, arrays, ("label", "domain", "split", "classes", "domains", "splits"))
-    names: dict[str, Any] = {key: [str(n) for n in arrays[key]] for key in ("classes", "domains", "splits")}
+    names: dict[str, Any] = {key: texts(path, key, arrays[key]) for key in ("classes", "domains", "splits")}
+    for key in ("domains", "splits"):
+        if len(set(names[key])) < len(names[key]):
+            raise DataError(f"{path}: {key!r} has a name twice ({shortened(names[key])})")
     columns: dict[str, Any] = {}
     for key, listing in (("label", "classes"), ("domain", "domains"), ("split", "splits")):
-        column = arrays[key].astype(np.int64)
+        column = whole_numbers(path, key, arrays[key])
         if column.shape != (rows,):
             raise DataError(f"{path}: {key!r} has shape {list(column.shape)}, expected [{rows}]")
-        if rows and not (column.min() >= 0 and column.max() < len(names[listing])):
+        outside = np.flatnonzero((column < 0) | (column >= len(names[listing])))
+        if len(outside):
             raise DataError(
-                f"{path}: {key!r} has a value outside 0..{len(names[listing]) - 1}, the places in {listing!r}"
+                f"{path}: {key!r} has a value outside 0..{len(names[listing]) - 1}, the places in {listing!r}: "
+                f"{column[outside[0]]} in row {outside[0]} and in {len(outside)} of {rows} rows; leave such rows out of "
+                "the file"
             )
         columns[key] = column
     return Table(path=path, **columns, **names)
+
+
+def texts(path: Path, key: str, array: np.ndarray) -> list[str]:
+    """The names in an array [n] of text (or of whole numbers, for names such as 0, 1, 2).
+
+    Raises:
+        DataError: it holds something else, or a name is blank, stands for none (nan) or is no valid text.
+    """
+    if array.ndim != 1 or array.dtype.kind not in "USiu":
+        raise DataError(f"{path}: {key!r} is {array.dtype} {list(array.shape)}, expected texts [n]")
+    try:
+        found = [name.decode() if isinstance(name, bytes) else str(name) for name in array.tolist()]
+    except ValueError as error:
+        raise DataError(f"{path}: {key!r} has a name that is no text") from error
+    for place, name in enumerate(found):
+        if is_missing(name) or not is_text(name):
+            raise DataError(f"{path}: {key!r} has {shown(name)} at {place}, which is no name")
+    return found
+
+
+def whole_numbers(path: Path, key: str, array: np.ndarray) -> np.ndarray:
+    """An array of whole numbers as int64.
+
+    Raises:
+        DataError: it holds something else; floats are not cut off.
+    """
+    if array.dtype.kind not in "iu":
+        raise DataError(
+            f"{path}: {key!r} is {array.dtype} {list(array.shape)}, expected whole numbers; save it as int64"
+        )
+    return array.astype(np.int64)
 
 
 def require(path: Path, arrays: dict[str, np.ndarray], keys: tuple[str, ...]) -> None:
@@ -97,14 +152,16 @@ def partition(table: Table, spec: DataSpec) -> Partition:
     """Train, val and test of the ID domain (the first one by default), and the test rows of each OOD domain.
 
     Raises:
-        DataError: a domain is unknown, or the ID domain or an OOD domain lacks a split that is needed.
+        DataError: a domain is unknown, the role of a split is not known, or the ID domain or an OOD domain lacks a
+            split that is needed.
     """
     own = choose("dataset.id_domain", spec.id_domain or table.domains[0], table.domains)
     others = [d for d in table.domains if d != own]
     wanted = others if spec.domains is None else spec.domains
-    train, test = _needed(table, own, "train"), _needed(table, own, "test")
-    ood = {choose("dataset.ood: domain", d, others): _needed(table, d, "test") for d in wanted}
-    return Partition(own, train, table.rows(own, "val") or None, test, ood)
+    roles = table.roles(spec.splits)
+    train, test = _needed(table, own, "train", roles), _needed(table, own, "test", roles)
+    ood = {choose("dataset.ood: domain", d, others): _needed(table, d, "test", roles) for d in wanted}
+    return Partition(own, train, table.rows(own, roles.get("val", [])) or None, test, ood)
 
 
 def rows_of_shift(table: Table, name: str, shift: Shift) -> list[int]:
@@ -120,15 +177,16 @@ def rows_of_shift(table: Table, name: str, shift: Shift) -> list[int]:
         )
     only = name if name in table.domains else table.domains[0]
     domain = choose(f"dataset.shifts.{name}.domain", shift.domain or only, table.domains)
-    return _needed(table, domain, "test")
+    return _needed(table, domain, "test", table.roles({}))
 
 
-def _needed(table: Table, domain: str, split: str) -> list[int]:
-    rows = table.rows(domain, split)
+def _needed(table: Table, domain: str, role: str, roles: Roles) -> list[int]:
+    places = roles.get(role, [])
+    rows = table.rows(domain, places)
     if not rows:
-        has = [d for d in table.domains if table.rows(d, split)]
+        has = [d for d in table.domains if table.rows(d, places)]
         raise DataError(
-            f"{table.path}: domain {domain!r} has no {split} rows (domains that have: "
+            f"{table.path}: domain {domain!r} has no {role} rows (domains that have: "
             f"{', '.join(has) or 'none'}); choose another dataset.id_domain or dataset.ood"
         )
     return rows

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from clipkal import files
-from clipkal.data.names import fill_templates, renamed
+from clipkal.data.names import fill_templates, folded, renamed, shortened, shown
 from clipkal.data.sets import Dataset, Decoder, ImageSet, pick
 from clipkal.data.spec import DataSpec
+from clipkal.data.splits import ROLES
 from clipkal.errors import DataError
 
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?")
 Listing = dict[str, list[str]]  # class -> sorted file paths
-ROLES = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,10 @@ def dataset_of(
         names: what to call the classes, where that is not their keys; two may share a name.
 
     Raises:
-        DataError: there is no training image, or no test image and none is to be held out.
+        DataError: there is no training image, no test image and none is to be held out, a set that
+            `dataset.splits` names is empty, or an image is in two sets of which one is for learning.
     """
+    _refuse_overlaps(spec, parts)
     own = _complete({role: rows for role, rows in parts.items() if role in ROLES}, spec)
     shown = renamed(names or keys, spec.class_names)
     sets = {role: rows.labelled(f"{spec.name}/{role}", keys) for role, rows in own.items()}
@@ -79,6 +83,20 @@ def dataset_of(
         sets["test"],
         {name: rows.labelled(name, keys) for name, rows in parts.items() if name not in ROLES},
     )
+
+
+def _refuse_overlaps(spec: DataSpec, parts: Mapping[str, Rows]) -> None:
+    """No image of train or val may be in another set; OOD sets may be parts of test and of each other."""
+    if empty := [name for name in spec.splits if name in parts and not parts[name].ids]:
+        raise DataError(f"{spec.place}: the set {empty[0]!r} holds no image; check dataset.splits.{empty[0]}")
+    for role in ("train", "val"):
+        own = set(parts[role].ids) if role in parts else set()
+        for name, rows in parts.items():
+            if name != role and (both := own & set(rows.ids)):
+                raise DataError(
+                    f"{spec.place}: {len(both)} images are both in {role} and in {name} ({shortened(sorted(both), 3)}); "
+                    "each image may be in one of them: check dataset.splits"
+                )
 
 
 def _complete(parts: dict[str, Rows], spec: DataSpec) -> dict[str, Rows]:
@@ -125,5 +143,28 @@ def hold_out(listing: Listing, fraction: float) -> tuple[Listing, Listing]:
 def in_order(keys: Iterable[str]) -> list[str]:
     """The distinct class names in label order: numbers by their value, all others by the alphabet."""
     found = set(keys)
-    numbers = all(key.isdecimal() for key in found)
-    return sorted(found, key=lambda key: (int(key), key) if numbers else (0, key))
+    numbers = all(_NUMBER.fullmatch(key) for key in found)
+    return sorted(found, key=lambda key: (float(key), key) if numbers else (0.0, key))
+
+
+def class_keys(spec: DataSpec, keys: Iterable[str]) -> list[str]:
+    """The distinct class names of a source where people wrote them one by one, in label order.
+
+    Raises:
+        DataError: two are the same but for case, blanks or the way a number is written, and `class_names` does not
+            tell them apart: most likely one class.
+    """
+    ordered = in_order(keys)
+    seen: dict[str, str] = {}
+    for key, name in zip(ordered, renamed(ordered, spec.class_names), strict=True):
+        alike = f"{_one_way(key)}\0{folded(name) if name != key else ''}"
+        if (other := seen.setdefault(alike, key)) != key:
+            raise DataError(
+                f"{spec.place}: are the classes {shown(other)} and {shown(key)} one? Write them in one way, or tell them "
+                "apart in dataset.class_names"
+            )
+    return ordered
+
+
+def _one_way(key: str) -> str:
+    return str(float(key)) if _NUMBER.fullmatch(key) else folded(key)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from clipkal import files
+from clipkal.data.names import folded, is_text, shortened, shown
 from clipkal.errors import DataError
 
+log = logging.getLogger(__name__)
 Decoder = Callable[[int], Image.Image]
 RESERVED = {"train", "val", "test", "shots"}  # roles, so no names of OOD sets
 _UNIT_TOLERANCE = 1e-3  # how far the norm of a feature row may be from one
@@ -136,8 +140,8 @@ class Dataset:
         spaces: OOD set -> rule of its label space, see `label_space`; "occurring" where it is not named.
 
     Raises:
-        DataError: a set is empty, a label is out of range, image and feature sets are mixed, or an OOD set
-            is called like a role.
+        DataError: a set is empty, a label is out of range, image and feature sets are mixed, an OOD set is
+            called like a role, or the class names do not tell the classes apart (`check_class_names`).
     """
 
     name: str
@@ -154,6 +158,7 @@ class Dataset:
     def __post_init__(self) -> None:
         if taken := RESERVED & set(self.ood):
             raise DataError(f"{self.name}: an OOD set cannot be called {min(taken)!r}; give it another name")
+        check_class_names(self.name, self.class_names)
         check_sets(self.name, len(self.class_names), self.sets())
         if len(self.prompts) != len(self.class_names) or not all(self.prompts):
             raise DataError(
@@ -182,6 +187,40 @@ def label_space(rule: str, labels: Tensor, classes: int) -> list[int]:
         classes: how many there are.
     """
     return list(range(classes)) if rule == "all" else occurring_classes(labels)
+
+
+def check_class_names(owner: str, names: Sequence[str]) -> None:
+    """Refuses class names that cannot be a task.
+
+    Names that differ only by case, blanks, underscores or the spelling of accents count as one, since prompts do
+    not tell them apart. Two classes of one name are usual in long lists (ImageNet has two called "missile"), and
+    are said in one line; three are a mistake.
+
+    Raises:
+        DataError: there are fewer than two classes, a name is blank or no text, or three classes share one.
+    """
+    if len(names) < 2:
+        raise DataError(f"{owner}: has {len(names)} class ({shortened(names)}); at least two are needed")
+    for label, name in enumerate(names):
+        if not name.strip() or not is_text(name):
+            raise DataError(
+                f"{owner}: class {label} is called {shown(name)}, which is no name; set dataset.class_names"
+            )
+    same: dict[str, list[str]] = {}
+    for name in names:
+        same.setdefault(folded(name), []).append(name)
+    if most := next((alike for alike in same.values() if len(alike) > 2), None):
+        raise DataError(
+            f"{owner}: {len(most)} of {len(names)} classes share a name: {shortened([*map(shown, most)], 4)}; mend the "
+            "labels, or tell them apart in dataset.class_names"
+        )
+    if pairs := [alike for alike in same.values() if len(alike) > 1]:
+        _say_pairs(owner, shortened([f"{shown(one)} and {shown(other)}" for one, other in pairs], 6))
+
+
+@cache  # a dataset is put together in several steps
+def _say_pairs(owner: str, listed: str) -> None:
+    log.warning("%s: classes that share a name, which zero-shot cannot tell apart: %s", owner, listed)
 
 
 def check_sets(owner: str, classes: int, sets: dict[str, AnySet]) -> None:
@@ -231,6 +270,8 @@ def _check_rows(owner: str, ids: list[str], labels: Tensor) -> None:
         raise DataError(f"{owner}: {len(ids)} ids but {len(labels)} labels")
     if len(labels) and int(labels.min()) < 0:
         raise DataError(f"{owner}: label {int(labels.min())} is negative")
+    if bad := None if is_text("".join(ids)) else next(i for i in ids if not is_text(i)):
+        raise DataError(f"{owner}: the id {shown(bad)} is no text that a file can hold; rename it")
     if len(set(ids)) != len(ids):
         seen: set[str] = set()
         twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,16 +13,38 @@ from clipkal.data.names import spoken
 from clipkal.data.sets import AnySet
 from clipkal.errors import DataError
 
-Item = tuple[str, str | None]  # id or path, and the class name where the list gives it
+RECORD_VERSION = 1
+SUBSETS = ("all", "base", "new")
+_EXPECTED = "expected train and val, each a list of entries with an id"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A listed image: id or path, and its class where the list gives it (the label only in lists of ours)."""
+
+    name: str
+    class_name: str | None = None
+    label: int | None = None
 
 
 @dataclass(frozen=True)
 class ShotList:
-    """What a list names: items for train and val in its order, and the sha256 of the file."""
+    """What a list names.
+
+    Attributes:
+        train, val: its images, in its order.
+        sha256: of the file.
+        shots: images a class as the list itself says, a number or "all"; None where it says nothing.
+        subset: the half of the classes that its labels count, see `clipkal.data.protocol.base_or_new`.
+        classes: how many classes that were; None where it says nothing.
+    """
 
     train: list[Item]
     val: list[Item]
     sha256: str
+    shots: int | str | None = None
+    subset: str = "all"
+    classes: int | None = None
 
 
 def list_items(one: AnySet, class_names: list[str]) -> list[dict[str, Any]]:
@@ -38,7 +61,7 @@ def list_items(one: AnySet, class_names: list[str]) -> list[dict[str, Any]]:
     return [{"id": name, "label": label, "class_name": class_names[label]} for name, label in rows]
 
 
-def fingerprint(train: list[dict[str, Any]], val: list[dict[str, Any]]) -> str:
+def fingerprint(train: Any, val: Any) -> str:
     """sha256 over both lists; equal where and only where the same images were drawn in the same order."""
     return files.digest(*(json.dumps(part, sort_keys=True, ensure_ascii=False) for part in (train, val)))
 
@@ -55,59 +78,93 @@ def read_shot_list(path: Path) -> ShotList:
         raise DataError(
             f"{path}: a pickle can run code and holds absolute paths; fewshot.shot_list must be JSON"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        parts = [_items(content.get(part) or []) for part in ("train", "val")]
-    except OSError as error:
+    content = files.read_json(path, "shot list", "check fewshot.shot_list")
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: is no shot list: {_EXPECTED}")
+    if (version := content.get("schema_version", RECORD_VERSION)) != RECORD_VERSION:
         raise DataError(
-            f"{path}: the shot list cannot be read ({error.strerror}); check fewshot.shot_list"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path}: is no shot list; expected train and val, each a list of entries with an id"
-        ) from error
-    if "sha256" in content and content["sha256"] != fingerprint(content["train"], content["val"]):
+            f"{path}: schema_version {reprlib.repr(version)} is not {RECORD_VERSION}; another clipkal wrote it"
+        )
+    train, val = (_items(path, part, content.get(part)) for part in ("train", "val"))
+    if "sha256" in content and content["sha256"] != fingerprint(content.get("train"), content.get("val")):
         raise DataError(f"{path}: the entries do not fit the sha256 in the file; it was edited or cut off")
-    if not parts[0]:
+    if not train:
         raise DataError(f"{path}: lists no training image")
-    return ShotList(parts[0], parts[1], files.sha256(path))
+    shots, subset, classes = content.get("shots"), content.get("subset", "all"), content.get("classes")
+    if subset not in SUBSETS or (shots != "all" and not _counts(shots)) or not _counts(classes):
+        raise DataError(
+            f"{path}: shots, subset ({', '.join(SUBSETS)}) or classes are not what clipkal writes there"
+        )
+    return ShotList(train, val, files.sha256(path), shots, subset, classes)
 
 
-def _items(part: Any) -> list[Item]:
-    entries = part["data"] if isinstance(part, dict) else part
-    return [_item(entry) for entry in entries]
+def _counts(number: Any) -> bool:
+    return number is None or (type(number) is int and number > 0)
 
 
-def _item(entry: Any) -> Item:
-    if isinstance(entry, str):
-        return entry, None
-    name = entry["id"] if "id" in entry else entry["impath"]
-    return str(name), entry.get("class_name", entry.get("classname"))
+def _items(path: Path, part: str, listed: Any) -> list[Item]:
+    entries = listed.get("data") if isinstance(listed, dict) else listed
+    if entries is None:
+        return []
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: {part}: is no list: {_EXPECTED}")
+    return [_item(f"{path}: {part}[{i}]", entry) for i, entry in enumerate(entries)]
 
 
-def positions_of(items: list[Item], pool: AnySet, class_names: list[str], path: Path) -> list[int]:
-    """The positions of the listed images in `pool`.
+def _item(place: str, entry: Any) -> Item:
+    class_name: Any = None
+    label: Any = None
+    match entry:
+        case str(name):
+            pass
+        case {"id": str(name), **more}:
+            class_name, label = more.get("class_name"), more.get("label")
+        case {"impath": str(name), **more}:
+            class_name = more.get("classname")
+        case _:
+            raise DataError(f"{place}: is no entry of a shot list: {reprlib.repr(entry)}; {_EXPECTED}")
+    if not isinstance(class_name, str | None) or not (label is None or type(label) is int):
+        raise DataError(
+            f"{place}: the class name must be a text and the label a number: {reprlib.repr(entry)}"
+        )
+    return Item(name, class_name, label)
+
+
+def positions_of(
+    items: list[Item], pool: AnySet, class_names: list[str], kept: list[int], path: Path
+) -> list[int]:
+    """The positions of the listed images in `pool`; `kept` are the labels that those of the list count, in order.
 
     A listed path may have leading folders that the ids lack ("./data/dtd/images/a/b.jpg" for "a/b.jpg"): the
     longest ending that is an id counts.
 
     Raises:
-        DataError: an image is not in the pool, is listed twice, or has another class in the list.
+        DataError: an image is not in the pool, is listed twice, or has another class or label in the list.
     """
     places = {name: i for i, name in enumerate(pool.ids)}
+    number_of = {label: number for number, label in enumerate(kept)}
     positions: list[int] = []
     taken: set[int] = set()
-    for name, class_name in items:
+    for item in items:
+        name, class_name = item.name, item.class_name
         position = _find(name, places)
         if position is None:
             raise DataError(
-                f"{path}: the listed image {name!r} is not among the {len(pool)} of {pool.name!r}"
+                f"{path}: the listed image {name[:200]!r} is not among the {len(pool)} of {pool.name!r}"
             )
-        own = class_names[int(pool.labels[position])]
+        label = int(pool.labels[position])
+        own = class_names[label]
         if class_name is not None and spoken(class_name).lower() != spoken(own).lower():
-            raise DataError(f"{path}: lists {name!r} as {class_name!r} but the dataset has it as {own!r}")
+            raise DataError(
+                f"{path}: lists {name[:200]!r} as {class_name[:80]!r} but the dataset has it as {own!r}"
+            )
+        if item.label is not None and item.label != number_of.get(label):
+            raise DataError(
+                f"{path}: lists {name[:200]!r} with label {item.label}, but its class {own!r} has label "
+                f"{number_of.get(label)} now: the classes have another order; draw the shots again"
+            )
         if position in taken:
-            raise DataError(f"{path}: lists {name!r} twice; each image may be shown once")
+            raise DataError(f"{path}: lists {name[:200]!r} twice; each image may be shown once")
         taken.add(position)
         positions.append(position)
     return positions

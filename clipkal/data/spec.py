@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import errno
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from clipkal.data.names import choose
-from clipkal.errors import ConfigError, DataError
+from clipkal.data.class_files import ClassNames, class_map, class_names
+from clipkal.data.names import choose, shown
+from clipkal.errors import ConfigError
 
 SOURCES = (
     "rendered", "digits", "folder", "table", "archive", "features", "coop", "torchvision", "huggingface",
 )  # fmt: skip
+PLACED = {
+    "folder": "your folder of images",
+    "table": "your .csv",
+    "archive": "your .npz of images",
+    "features": "your .npz of features",
+}
 SPACES = ("occurring", "all")
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 DEFAULT_VAL_FRACTION = 0.1
 DEFAULT_TEST_FRACTION = 0.4
-CLASS_MAPS = Path(__file__).parent / "class_maps"
-ClassNames = Mapping[str, str] | Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class DataSpec:
     Attributes:
         name, source: what it is called and which loader reads it (one of `SOURCES`).
         path: the file or folder; the data root joined with the name where the config gives none.
+        placed: whether the config gives a path.
         id_domain: the domain to learn from, or None for the first.
         domains: OOD domains of the same source; None for every other one.
         shifts: OOD sets from elsewhere, those that `ood` names.
@@ -62,7 +68,8 @@ class DataSpec:
         val_fraction, test_fraction: shares of each class held out where there is no such split.
         split_sha256: for source=coop, the checksum that the split file must have.
         columns: for tables, what the columns path, image, label, split and domain are called there.
-        splits: for tables, set -> which rows: a value of the split column, or a condition on each column.
+        splits: set -> which rows: a word of the split column or a list of them, or for tables a condition on each
+            column; for folders the name of the subfolder.
         torchvision: for source=torchvision, the class in torchvision.datasets.
         repository, configs: for source=huggingface, the name on the Hub and the configurations to join.
         download: whether missing files may be fetched.
@@ -71,6 +78,7 @@ class DataSpec:
     name: str
     source: str
     path: Path
+    placed: bool = True
     id_domain: str | None = None
     domains: list[str] | None = None
     shifts: dict[str, Shift] = field(default_factory=dict)
@@ -104,26 +112,29 @@ def read_spec(cfg: Any, root: str | Path) -> DataSpec:
 
     Raises:
         DataError: the source or a corruption is unknown.
-        ConfigError: `name` or `source` is missing, or a fraction is not in 0..1.
+        ConfigError: `name` or `source` is missing, a fraction is not in 0..1, or a path is one that no disk can hold.
     """
     name, source = _get(cfg, "name"), _get(cfg, "source")
     if not name or not source:
         raise ConfigError("dataset.name and dataset.source must be set")
     choose("dataset.source", str(source), SOURCES)
-    root = Path(root).expanduser().absolute()
-    domains, shifts, corruptions, order = _read_ood(_get(cfg, "ood"), _get(cfg, "shifts"), root)
+    root = _place("data.root", root, Path()).absolute()
+    path = _place("dataset.path", _get(cfg, "path") or str(name), root)
+    tree = path if source == "folder" else None
+    domains, shifts, corruptions, order = _read_ood(_get(cfg, "ood"), _get(cfg, "shifts"), root, tree)
     configs = _get(cfg, "configs")
     return DataSpec(
         name=str(name),
         source=str(source),
-        path=root / Path(_get(cfg, "path") or str(name)).expanduser(),
+        path=path,
+        placed=bool(_get(cfg, "path")),
         id_domain=_get(cfg, "id_domain"),
         domains=domains,
         shifts=shifts,
         corruptions=corruptions,
         order=order,
         templates=tuple(_templates(_get(cfg, "templates"))),
-        class_names=_class_names(_get(cfg, "class_names"), root),
+        class_names=class_names(_get(cfg, "class_names"), root),
         val_fraction=_fraction(cfg, "val_fraction", DEFAULT_VAL_FRACTION),
         test_fraction=_fraction(cfg, "test_fraction", DEFAULT_TEST_FRACTION),
         split_sha256=_get(cfg, "split_sha256"),
@@ -140,6 +151,29 @@ def _get(cfg: Any, key: str) -> Any:
     return getattr(cfg, key, None)
 
 
+def require_path(spec: DataSpec) -> None:
+    """Raises `ConfigError` where the data are somebody's own and `dataset.path` does not say where they are."""
+    if not spec.placed and spec.source in PLACED and not spec.path.exists():
+        raise ConfigError(
+            f"dataset.path is not set, and {spec.path} is not there; check dataset.path, the place of "
+            f"{PLACED[spec.source]}, such as dataset.path=/my/data"
+        )
+
+
+def _place(key: str, given: str | Path, root: Path) -> Path:
+    """`given` below `root`, the home folder written out; raises `ConfigError` on what no file system can hold."""
+    try:
+        path = root / Path(given).expanduser()
+        path.lstat()
+    except (ValueError, RuntimeError) as error:  # a NUL, half a surrogate pair; no home folder
+        raise ConfigError(f"{key}={shown(str(given))}: is no path ({error})") from error
+    except OSError as error:
+        if error.errno in {errno.ENAMETOOLONG, errno.ELOOP}:
+            reason = str(error.strerror).lower()
+            raise ConfigError(f"{key}={shown(str(given))}: is no path ({reason})") from error
+    return path
+
+
 def _plain(mapping: Any) -> dict[str, Any]:
     """A mapping of OmegaConf's as a dictionary; None as an empty one."""
     if OmegaConf.is_config(mapping):
@@ -150,8 +184,11 @@ def _plain(mapping: Any) -> dict[str, Any]:
 Ood = tuple[list[str] | None, dict[str, Shift], list[tuple[str, int]], list[str]]
 
 
-def _read_ood(ood: Any, known: Any, root: Path) -> Ood:
-    """Domains, sets from elsewhere, corruptions, and all their names in order."""
+def _read_ood(ood: Any, known: Any, root: Path, tree: Path | None) -> Ood:
+    """Domains, sets from elsewhere, corruptions, and all their names in order.
+
+    What is the name of a folder in `tree` is a domain, whatever characters it has.
+    """
     from clipkal.data.corruptions import parse
 
     if ood is None:
@@ -162,8 +199,10 @@ def _read_ood(ood: Any, known: Any, root: Path) -> Ood:
     domains, shifts, corruptions, order = [], {}, [], []
     for entry in map(str, ood):
         label, place = _named_place(entry)
-        if place:
-            shifts[label] = Shift(root / Path(place).expanduser())
+        if tree is not None and "/" not in entry and entry not in described and _is_folder(tree / entry):
+            domains.append(label := entry)
+        elif place:
+            shifts[label] = Shift(_place(f"dataset.ood: {label}", place, root))
         elif entry in described:
             shifts[entry] = _read_shift(entry, described[entry], root)
         elif "@" in entry:
@@ -174,6 +213,13 @@ def _read_ood(ood: Any, known: Any, root: Path) -> Ood:
     if len(set(order)) != len(order):
         raise ConfigError(f"dataset.ood lists a name twice: {', '.join(order)}")
     return domains, shifts, corruptions, order
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # no path at all
+        return False
 
 
 def _named_place(entry: str) -> tuple[str, str]:
@@ -195,33 +241,13 @@ def _read_shift(name: str, described: Mapping[str, Any], root: Path) -> Shift:
     if not isinstance(border, int) or border < 0:
         raise ConfigError(f"{key}.border={border}: must be a number of pixels, 0 or more")
     return Shift(
-        path=root / Path(described["path"]).expanduser(),
+        path=_place(f"{key}.path", described["path"], root),
         domain=described.get("domain"),
-        class_map=_class_map(f"{key}.class_map", described.get("class_map"), root),
+        class_map=class_map(f"{key}.class_map", described.get("class_map"), root),
         border=border,
         classes=str(classes),
         urls=dict(described.get("urls") or {}),
     )
-
-
-def _class_map(key: str, given: Any, root: Path) -> dict[str, str] | None:
-    """A mapping as it is; a string is a .json file, or the name of one that comes with clipkal."""
-    if given is None:
-        return None
-    if isinstance(given, str):
-        own = CLASS_MAPS / f"{given}.json"
-        path = own if own.is_file() else root / Path(given).expanduser()
-        try:
-            given = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: no class map can be read there ({error}); check {key}") from error
-    if (
-        not isinstance(given, Mapping)
-        or not given
-        or not all(isinstance(v, str | int) for v in given.values())
-    ):
-        raise DataError(f"{key}: must map each class of the OOD set to one class of ID, {{there: here, …}}")
-    return {str(there): str(here) for there, here in given.items()}
 
 
 def _templates(templates: Any) -> list[str]:
@@ -237,23 +263,3 @@ def _fraction(cfg: Any, key: str, default: float) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise ConfigError(f"dataset.{key}={value}: must be a number from 0 to below 1")
     return float(value)
-
-
-def _class_names(names: Any, root: Path) -> ClassNames:
-    """A mapping or list as it is; a string is a file: JSON, or lines of a key, a space and the name."""
-    if names is None:
-        return None
-    if isinstance(names, Mapping):
-        return {str(k): str(v) for k, v in names.items()}
-    if not isinstance(names, str):
-        return [str(n) for n in names]
-    path = root / Path(names).expanduser()
-    try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            return _class_names(json.loads(text), root)
-        return dict(line.strip().split(maxsplit=1) for line in text.splitlines() if line.strip())
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path}: no class names can be read there ({error}); check dataset.class_names"
-        ) from error

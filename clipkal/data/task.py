@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,13 +14,19 @@ from torch import Tensor
 from clipkal.data.names import choose
 from clipkal.data.protocol import PROTOCOLS, base_or_new
 from clipkal.data.sets import AnySet, Dataset, check_sets, check_text_features, label_space
-from clipkal.data.shotlist import fingerprint, list_items, positions_of, read_shot_list
+from clipkal.data.shotlist import (
+    RECORD_VERSION,
+    SUBSETS,
+    fingerprint,
+    list_items,
+    positions_of,
+    read_shot_list,
+)
 from clipkal.errors import ConfigError, DataError
 
 VALIDATIONS = ("none", "fewshot", "full")
-SUBSETS = ("all", "base", "new")
 SHORT_CLASS = ("error", "keep")
-RECORD_VERSION = 1
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +107,8 @@ def draw_task(
 
     Args:
         dataset: where they come from.
-        shots: images per class; "all" (or a negative number) takes every training image.
-        seed: 0, 1, 2, …
+        shots: images per class, from 1 on; "all" takes every training image.
+        seed: 0, 1, 2, …, of any size.
         validation: "none"; "fewshot" draws min(shots, 4) per class from the val pool, after the train shots
             on the same stream (the whole pool where shots is "all", as in CoOp); "full" takes the whole val
             pool. Never the test set.
@@ -134,7 +141,7 @@ def draw_task(
         "subset": subset,
     }
     if shot_list is not None:
-        train, val, source = _listed(dataset, Path(shot_list), validation)
+        train, val, source = _listed(dataset, Path(shot_list), validation, how["shots"])
         how |= {"protocol": "list", "list": source}
     else:
         train, val = _drawn(dataset, per_class, seed, validation, protocol, short_class)
@@ -146,19 +153,15 @@ def parse_shots(shots: int | str) -> int:
     """Images per class, or -1 for "all".
 
     Raises:
-        ConfigError: neither "all" nor an integer, or 0 (which CoOp takes for "all" and readers for none).
+        ConfigError: neither "all" nor a whole number from 1 on. CoOp takes 0 and below for all, readers for none.
     """
     if shots == "all":
         return -1
-    try:
-        number = int(shots)
-    except (TypeError, ValueError):
-        number = 0
-    if number == 0 or isinstance(shots, bool | float):
+    if type(shots) is not int or shots < 1:
         raise ConfigError(
             f"fewshot.shots={shots}: give a number from 1 on, or all; for no training choose method=zeroshot"
         )
-    return max(number, -1)
+    return shots
 
 
 def _drawn(
@@ -190,27 +193,45 @@ def _refuse_short_classes(dataset: Dataset, shots: int) -> None:
         )
 
 
-def _listed(dataset: Dataset, path: Path, validation: str) -> tuple[AnySet, AnySet | None, dict[str, str]]:
+def _listed(
+    dataset: Dataset, path: Path, validation: str, shots: int | str
+) -> tuple[AnySet, AnySet | None, dict[str, str]]:
     listing = read_shot_list(path)
-    train = positions_of(listing.train, dataset.train, dataset.class_names, path)
+    kept = _kept(dataset, listing.subset)
+    if listing.classes not in (None, len(kept)):
+        raise DataError(
+            f"{path}: was drawn from {listing.classes} classes, but dataset {dataset.name!r} has {len(kept)} now; "
+            "draw the shots again"
+        )
+    if listing.shots not in (None, shots):
+        log.warning(
+            "%s: lists %s shots a class, but the run is recorded with fewshot.shots=%s; give fewshot.shots=%s too",
+            *(path, listing.shots, shots, listing.shots),
+        )
+    train = positions_of(listing.train, dataset.train, dataset.class_names, kept, path)
     val = dataset.val if validation == "full" else None
     if validation == "fewshot":
         if not listing.val:
             raise DataError(f"{path}: lists no val images; set fewshot.validation=none or full")
         pool = dataset.val if dataset.val is not None else dataset.train
-        val = pool.subset(positions_of(listing.val, pool, dataset.class_names, path))
+        val = pool.subset(positions_of(listing.val, pool, dataset.class_names, kept, path))
         if pool is dataset.train and (both := set(val.ids) & {dataset.train.ids[i] for i in train}):
             raise DataError(f"{path}: lists {min(both)!r} both for training and for validation")
     return dataset.train.subset(train), val, {"file": path.name, "sha256": listing.sha256}
+
+
+def _kept(dataset: Dataset, subset: str) -> list[int]:
+    """The labels of a half of the classes, or of all."""
+    if subset == "all":
+        return list(range(len(dataset.class_names)))
+    return base_or_new(dataset.train.labels.tolist(), subset)
 
 
 def _assemble(
     dataset: Dataset, shots: AnySet, val: AnySet | None, how: dict[str, Any], others: Mapping[str, Dataset]
 ) -> FewShotTask:
     """Applies base-to-new to every set and writes the record."""
-    kept = list(range(len(dataset.class_names)))
-    if how["subset"] != "all":
-        kept = base_or_new(dataset.train.labels.tolist(), how["subset"])
+    kept = _kept(dataset, how["subset"])
     names = [dataset.class_names[c] for c in kept]
     shots, test = _restricted(shots, kept), _restricted(dataset.test, kept)
     val = None if val is None else _restricted(val, kept)

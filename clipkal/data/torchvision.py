@@ -2,12 +2,14 @@
 
 Its own splits are taken: train, val and test, by whichever of the arguments `train` and `split` it has; what
 is missing is held out as of a folder. Labels must be known without decoding every image, as nearly all are.
+A class with several names (Imagenette, ImageNet) is called by the first, and its prompts use all of them.
 """
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from PIL import Image
 from clipkal import files
 from clipkal.data.fetch import by_hand
 from clipkal.data.images import file_stamps, to_rgb
-from clipkal.data.names import choose
+from clipkal.data.names import choose, fill_templates
 from clipkal.data.rows import Rows, dataset_of
 from clipkal.data.sets import Dataset
 from clipkal.data.shifts import with_shifts
@@ -56,11 +58,26 @@ def load(spec: DataSpec) -> Dataset:
         )
     whole = _splits(spec)
     labels = {role: _labels(one, spec) for role, one in whole.items()}
-    names = [str(name) for name in getattr(whole["train"], "classes", [])]
-    keys = [str(i) for i in range(max(len(names), 1 + max(map(max, labels.values()))))]
+    ways = _names(whole["train"])
+    keys = [
+        str(i) for i in range(max(len(ways), 1 + max(max(found, default=0) for found in labels.values())))
+    ]
+    if len(ways) != len(keys):
+        ways = [[key] for key in keys]
     parts = {role: _rows(role, one, labels[role], spec) for role, one in whole.items()}
-    shown = names if len(names) == len(keys) else keys
-    return with_shifts(dataset_of(spec, keys, parts, shown), spec, shown)
+    shown = [names[0] for names in ways]
+    dataset = dataset_of(spec, keys, parts, shown)
+    if spec.class_names is None:
+        dataset = replace(dataset, prompts=fill_templates(spec.templates, ways))
+    return with_shifts(dataset, spec, shown)
+
+
+def _names(one: Any) -> list[list[str]]:
+    """What each class is called, in label order, its usual name first; empty where torchvision does not say."""
+    places: dict[str, int] = getattr(one, "class_to_idx", {})
+    in_order = sorted(places, key=lambda name: places[name])
+    listed = getattr(one, "classes", None) or getattr(one, "categories", None) or in_order
+    return [list(map(str, names)) if isinstance(names, tuple | list) else [str(names)] for names in listed]
 
 
 def _splits(spec: DataSpec) -> dict[str, Any]:
@@ -102,17 +119,19 @@ def _open(kind: Any, spec: DataSpec, **split: Any) -> Any:
     url = next((str(u) for u in (getattr(kind, "url", None), *getattr(kind, "mirrors", ())) if u), None)
     try:
         return kind(str(spec.path), **split, **({"download": True} if fetching else {}))
-    except (OSError, RuntimeError) as error:
+    except (TypeError, ModuleNotFoundError) as error:
+        raise ConfigError(
+            f"dataset.torchvision={kind.__name__} cannot be opened by its folder alone ({error}); "
+            "use source=folder or source=table"
+        ) from error
+    except Exception as error:  # what torchvision's many readers raise on files that are not theirs
+        if split.get("split") and isinstance(error, ValueError):
+            raise
         if fetching:
             raise by_hand(spec.path, url or f"torchvision's {kind.__name__}", error) from error
         raise DataError(
             f"{spec.path}: torchvision's {kind.__name__} is not there, or damaged; set dataset.download=true to "
             f"fetch it, or unpack it there{f' from {url}' if url else ''}, or check dataset.path"
-        ) from error
-    except (TypeError, ModuleNotFoundError) as error:
-        raise ConfigError(
-            f"dataset.torchvision={kind.__name__} cannot be opened by its folder alone ({error}); "
-            "use source=folder or source=table"
         ) from error
 
 
@@ -123,7 +142,7 @@ def _labels(one: Any, spec: DataSpec) -> list[int]:
         samples = next((getattr(one, name) for name in SAMPLES if hasattr(one, name)), None)
         given = None if samples is None else [sample[1] for sample in samples]
     try:
-        labels = [int(label) for label in given]  # type: ignore[union-attr]
+        labels = [index(label) for label in given]  # type: ignore[union-attr]
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"dataset.torchvision={spec.torchvision}: is no dataset of one label an image that torchvision lists"

@@ -1,4 +1,4 @@
-"""The datasets that `conf/dataset/` describes: what each is, where to get it, and whether it is there.
+"""The datasets that `conf/dataset/` and a folder of your own describe: what each is, where to get it, and whether it is there.
 
 The comment at the top of a YAML file is its description: the first line says what it is, a paragraph that
 starts with "Get:" where to get it, one that starts with "Terms:" on which terms.
@@ -7,13 +7,17 @@ starts with "Get:" where to get it, one that starts with "Terms:" on which terms
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from clipkal import files
 from clipkal.config import conf_dir
 from clipkal.data.aircraft import is_aircraft
 from clipkal.data.coop import split_file
@@ -55,28 +59,28 @@ class Entry:
         return Path(root).expanduser().absolute() / Path(self.config.get("path") or self.name).expanduser()
 
 
-def names() -> list[str]:
-    """Every name that `dataset=` takes, sorted."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
+def names(config_dir: Path | None = None) -> list[str]:
+    """Every name that `dataset=` takes, sorted; those below `config_dir`, as of `clipkal --config-dir`, included."""
+    return sorted(_paths(config_dir))
 
 
-def entry(name: str) -> Entry:
+def entry(name: str, config_dir: Path | None = None) -> Entry:
     """Reads one file.
 
     Raises:
-        ConfigError: there is no such dataset; the nearest is named.
+        ConfigError: there is no such dataset, the nearest is named; or the file is no description of one.
     """
-    choose("dataset", name, names(), ConfigError)
-    text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
-    paragraphs = list(_paragraphs(text))
+    found = _paths(config_dir)
+    choose("dataset", name, sorted(found), ConfigError)
+    paragraphs = list(_paragraphs(files.read_text(found[name], "dataset", "mend the file")))
     said = {key: rest for key, rest in paragraphs if key}
     about = next((rest for key, rest in paragraphs if not key), "")
-    return Entry(name, about, said.get("Get", ""), said.get("Terms", ""), _config(name))
+    return Entry(name, about, said.get("Get", ""), said.get("Terms", ""), _config(name, found))
 
 
-def entries() -> list[Entry]:
+def entries(config_dir: Path | None = None) -> list[Entry]:
     """All of them, by name."""
-    return [entry(name) for name in names()]
+    return [entry(name, config_dir) for name in names(config_dir)]
 
 
 def missing(one: Entry, root: str | Path) -> list[str]:
@@ -108,8 +112,16 @@ def _lacking_split(path: Path) -> list[str]:
     return []
 
 
-def _folder() -> Path:
-    return Path(conf_dir()) / "dataset"
+def _paths(config_dir: Path | None) -> dict[str, Path]:
+    """Name -> file. In a run Hydra knows the folders; a name that comes twice is the first one's, as in Hydra."""
+    folders = [Path(conf_dir())]
+    if HydraConfig.initialized():
+        folders = [Path(at.path) for at in HydraConfig.get().runtime.config_sources if at.schema == "file"]
+    if config_dir is not None:
+        if not config_dir.is_dir():
+            raise ConfigError(f"--config-dir {config_dir}: no such folder")
+        folders.append(config_dir)
+    return {path.stem: path for folder in reversed(folders) for path in (folder / "dataset").glob("*.yaml")}
 
 
 def _paragraphs(text: str) -> Iterator[tuple[str, str]]:
@@ -132,12 +144,25 @@ def _paragraphs(text: str) -> Iterator[tuple[str, str]]:
         yield key, words
 
 
-def _config(name: str) -> DictConfig:
+def _config(name: str, paths: Mapping[str, Path]) -> DictConfig:
     """The keys that a file sets, those of the files it builds on included.
 
     Hydra gives the same, but takes a fifth of a second for each.
     """
-    content: Any = OmegaConf.load(_folder() / f"{name}.yaml")
-    bases = [base for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
-    own = content.get("dataset", content)
-    return OmegaConf.merge(*(_config(base) for base in bases), own)  # type: ignore[return-value]
+    try:
+        content: Any = OmegaConf.load(paths[name])
+        bases = [base for base in content.pop("defaults", []) if isinstance(base, str) and base != "_self_"]
+        own = content.get("dataset", content)
+        for base in bases:
+            choose(f"{paths[name]}: defaults: dataset", base, sorted(paths), ConfigError)
+        return OmegaConf.merge(*(_config(base, paths) for base in bases), own)  # type: ignore[return-value]
+    except (
+        YAMLError,
+        OmegaConfBaseException,
+        AttributeError,
+        TypeError,
+        ValueError,
+        RecursionError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{paths[name]}: does not describe a dataset ({reason})") from error

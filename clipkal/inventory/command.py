@@ -1,6 +1,7 @@
 """`clipkal-data`: which datasets there are, whether yours are whole, what a run would see of them."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from clipkal import files
-from clipkal.config import compose, explain
+from clipkal.config import compose, explain, quoted
 from clipkal.errors import ClipkalError
 from clipkal.inventory.facts import FACTS, Facts
 
@@ -32,7 +34,7 @@ EXAMPLES = """examples:
   clipkal-data check caltech101 --root /data            # counts, checksum, and every image decoded
   clipkal-data check folder dataset.path=/my/images     # your own images
   clipkal-data shots digits --shots 4 --seed 2 --out shots.json
-  clipkal dataset=digits fewshot.shot_list=shots.json   # a run on exactly these shots
+  clipkal dataset=digits fewshot.shots=4 seed=2 fewshot.shot_list=shots.json   # a run on exactly these shots
   clipkal-data preview rendered --out rendered.png      # a picture of shots, test and OOD images
 
 exit status: 0 when all is well, 2 when something is to be mended (one line each on standard error)"""
@@ -60,11 +62,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail("stopped", 130)
 
 
-def _parser() -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message} ({self.prog} --help shows how)")
+
+
+def _parser() -> _Parser:
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="clipkal-data", description=HELP, epilog=EXAMPLES, formatter_class=raw
-    )
+    parser = _Parser(prog="clipkal-data", description=HELP, epilog=EXAMPLES, formatter_class=raw)
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     one = commands.add_parser("list", help="which datasets there are, and which are below the data root")
@@ -95,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _named(commands: argparse._SubParsersAction, name: str, text: str) -> argparse.ArgumentParser:
-    one: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"Shows {text}.")
+def _named(commands: argparse._SubParsersAction, name: str, text: str) -> _Parser:
+    one: _Parser = commands.add_parser(name, help=text, description=f"Shows {text}.")
     if name == "check":
         one.description = f"Finds out {text}."
     one.add_argument("name", metavar="NAME", help=NAME_HELP)
@@ -107,6 +114,12 @@ def _named(commands: argparse._SubParsersAction, name: str, text: str) -> argpar
 
 def _add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", metavar="DIR", type=Path, help="where datasets lie (default: data)")
+    parser.add_argument(
+        *("--config-dir", "-cd"),
+        metavar="DIR",
+        type=Path,
+        help="a folder with more options, DIR/dataset/NAME.yaml among them, as of clipkal --config-dir",
+    )
 
 
 def _add_draw(parser: argparse.ArgumentParser) -> None:
@@ -115,15 +128,20 @@ def _add_draw(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
+    number = int(text) if text.isdecimal() and len(text) < 6 else 0
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 99999")
     return number
 
 
 def _fail(text: str, status: int = 2) -> NoReturn:
-    print(f"clipkal-data: {text}", file=sys.stderr)
+    _complain(text)
     sys.exit(status)
+
+
+def _complain(text: str) -> None:
+    """One line on standard error, whatever line breaks a name has."""
+    print(f"clipkal-data: {' '.join(text.splitlines())}", file=sys.stderr)
 
 
 def _console() -> Console:
@@ -133,24 +151,22 @@ def _console() -> Console:
     return console
 
 
+def _say(console: Console, line: str, style: str = "") -> None:
+    """A line as it is: what stands in brackets in the name of a folder is no markup."""
+    console.print(Text(line, style), soft_wrap=True)
+
+
 def _composed(options: argparse.Namespace) -> DictConfig:
     """The configuration of a run on the dataset, with the options of the command line put in."""
     from clipkal.inventory import catalogue
 
-    catalogue.entry(options.name)  # an unknown name is met with the nearest
-    cfg = compose([f"dataset={options.name}", *options.settings])
+    catalogue.entry(options.name, options.config_dir)  # an unknown name is met with the nearest
+    draw = {"fewshot.shots": getattr(options, "shots", None), "seed": getattr(options, "seed", None)}
+    given = [f"{key}={value}" for key, value in draw.items() if value is not None]
+    cfg = compose([f"dataset={options.name}", *options.settings, *given], options.config_dir)
     if options.root is not None:
         cfg.data.root = str(options.root)
-    if getattr(options, "shots", None) is not None:
-        cfg.fewshot.shots = options.shots if options.shots == "all" else _number(options.shots)
-    if getattr(options, "seed", None) is not None:
-        cfg.seed = options.seed
     return cfg
-
-
-def _number(text: str) -> int | str:
-    """As Hydra reads it, so that the record of the draw is the same."""
-    return int(text) if text.lstrip("-").isdecimal() else text
 
 
 # -- list --
@@ -160,24 +176,24 @@ def list_datasets(options: argparse.Namespace) -> None:
     """Prints a table of every dataset: what it is, its counts, and whether it is there."""
     from clipkal.inventory import catalogue
 
-    root = options.root or Path(compose(options.settings).data.root)
+    root = options.root or Path(compose(options.settings, options.config_dir).data.root)
     console = _console()
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("dataset", "classes", "ID images: train / val / test", "OOD images", "state"):
         table.add_column(title, justify="left" if title in ("dataset", "state") else "right", no_wrap=True)
     table.add_column("what it is")
     incomplete = []
-    found = [(one, *_state(one, root)) for one in catalogue.entries()]
+    found = [(one, *_state(one, root)) for one in catalogue.entries(options.config_dir)]
     for one, state, lacking in sorted(found, key=lambda row: (STATES.index(row[1]), row[0].name)):
         incomplete += [f"{one.name}: {lacking[0]}"] if state == "incomplete" else []
         style = {"embedded": "green", "there": "green", "incomplete": "yellow"}.get(state, "dim")
         cells = _counts(one, FACTS.get(one.name))
-        table.add_row(one.name, *cells, f"[{style}]{state}[/]", escape(one.brief))
+        table.add_row(Text(one.name), *cells, Text(state, style), Text(one.brief))
     console.print(table)
-    console.print(f"data root: {Path(root).absolute()}", highlight=False, soft_wrap=True)
+    _say(console, f"data root: {Path(root).absolute()}")
     for line in incomplete:
-        console.print(f"not there: {line}", style="yellow", highlight=False, soft_wrap=True, markup=False)
-    console.print("where to get one, and whether it is whole: clipkal-data check NAME", highlight=False)
+        _say(console, f"not there: {line}", "yellow")
+    _say(console, "where to get one, and whether it is whole: clipkal-data check NAME")
 
 
 def _state(one: "Entry", root: Path) -> tuple[str, list[str]]:
@@ -219,14 +235,15 @@ def check_dataset(options: argparse.Namespace) -> None:
     from clipkal.inventory import catalogue
     from clipkal.inventory.check import check, to_decode
 
-    about, cfg = catalogue.entry(options.name), _composed(options)
+    about, cfg = catalogue.entry(options.name, options.config_dir), _composed(options)
     try:
         dataset = load_dataset(cfg.dataset, cfg.data.root)
     except ClipkalError as error:
         _problems([str(error)], about)
-    facts = FACTS.get(options.name)
+    own_split = cfg.dataset.split_sha256 != about.config.get("split_sha256")  # so other images are right
+    facts = None if own_split else FACTS.get(options.name)
     total = 0 if options.no_decode else sum(map(len, to_decode(dataset).values()))
-    with progress_bar(f"decoding {dataset.name}", total, cfg.data.progress) as advance:
+    with progress_bar(escape(f"decoding {dataset.name}"), total, cfg.data.progress) as advance:
         report = check(
             dataset,
             facts,
@@ -238,18 +255,13 @@ def check_dataset(options: argparse.Namespace) -> None:
     console = _console()
     console.print(_sets_table(report.sets))
     for note in report.notes:
-        console.print(f"· {note}", highlight=False, soft_wrap=True, markup=False)
+        _say(console, f"· {note}")
     if report.problems:
         console.file.flush()
         _problems(report.problems, about)
     known = " and as many images as are known" if facts else ""
     done = f"all {total:,} decoded" if total else "not decoded" if options.no_decode else "no image to decode"
-    console.print(
-        f"{report.name} is whole: {report.classes} classes{known}, {done}",
-        style="green",
-        highlight=False,
-        soft_wrap=True,
-    )
+    _say(console, f"{report.name} is whole: {report.classes} classes{known}, {done}", "green")
 
 
 def _sets_table(sets: "Sequence[SetReport]") -> Table:
@@ -261,7 +273,7 @@ def _sets_table(sets: "Sequence[SetReport]") -> Table:
     for one in sets:
         decoded = "on the fly" if "@" in one.role else "–" if one.decoded is None else f"{one.decoded:,}"
         sizes = ["–" if size is None else f"{size[0]} × {size[1]}" for size in (one.smallest, one.largest)]
-        cells = [escape(one.role), f"{one.images:,}", str(one.classes), decoded, *sizes]
+        cells: list[str | Text] = [Text(one.role), f"{one.images:,}", str(one.classes), decoded, *sizes]
         table.add_row(*cells[: len(table.columns)])
     return table
 
@@ -269,7 +281,7 @@ def _sets_table(sets: "Sequence[SetReport]") -> Table:
 def _problems(problems: Sequence[str], about: "Entry") -> NoReturn:
     """One line each, then where to get the dataset; exits with 2."""
     for problem in problems:
-        print(f"clipkal-data: {problem}", file=sys.stderr)
+        _complain(problem)
     for title, text in (("where to get it", about.get), ("terms", about.terms)):
         if text:
             print(f"  {title}: {text}", file=sys.stderr)
@@ -283,13 +295,24 @@ def print_shots(options: argparse.Namespace) -> None:
     """Prints the shot list, or writes it to a file."""
     from clipkal.inventory.shots import draw, shot_list
 
-    task = draw(_composed(options))
+    cfg = _composed(options)
+    task = draw(cfg, config_dir=options.config_dir)
     if options.out is None:
         sys.stdout.write(shot_list(task))
         return
     files.write_text(options.out, shot_list(task))
     val = 0 if task.val is None else len(task.val)
     print(f"{options.out}: {len(task.shots)} images to learn from, {val} to validate on")
+    print(f"to learn from them: {_run_on(options, cfg)}")
+
+
+def _run_on(options: argparse.Namespace, cfg: DictConfig) -> str:
+    """The command line of a run on the written shots, quoted for the shell and for Hydra."""
+    words = [] if options.config_dir is None else ["--config-dir", str(options.config_dir)]
+    words += [f"dataset={options.name}", *options.settings]
+    words += [] if options.root is None else [f"data.root={quoted(str(options.root))}"]
+    words += [f"fewshot.shots={cfg.fewshot.shots}", f"seed={cfg.seed}"]
+    return shlex.join(["clipkal", *words, f"fewshot.shot_list={quoted(str(options.out))}"])
 
 
 def preview(options: argparse.Namespace) -> None:
@@ -301,11 +324,11 @@ def preview(options: argparse.Namespace) -> None:
     form = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(out.suffix.lower())
     if form is None:
         raise ClipkalError(f"--out {out}: must end in .png, .jpg or .webp")
-    sheet, broken = contact_sheet(draw(_composed(options)), options.classes)
+    sheet, broken = contact_sheet(draw(_composed(options), config_dir=options.config_dir), options.classes)
     with files.atomic_path(out) as temporary:
         sheet.save(temporary, form)
     for line in broken:
-        print(f"clipkal-data: {line}", file=sys.stderr)
+        _complain(line)
     print(f"{out}  {sheet.width} x {sheet.height} pixels, {out.stat().st_size / 1e6:.1f} MB")
 
 

@@ -33,32 +33,25 @@ class Bin:
 def ece(probs: Any, labels: Any, bins: int = BINS) -> float:
     """Expected calibration error Σ_b n_b/N · |accuracy_b − confidence_b| over equal-width bins, in [0, 1].
 
-    Computed by torchmetrics on the top-1 confidences in float64. Its multiclass front end is not used: it
-    rounds confidences to float32. A confidence of exactly 1 is moved down by one unit in the last place,
-    because torchmetrics would open a bin of its own for it; so the value agrees with `reliability`.
+    The value of torchmetrics' `binary_calibration_error` on the top-1 confidences in float64, to the last digit
+    (a test compares them), from the bins of `reliability`: importing torchmetrics takes longer than most runs. A
+    confidence of exactly 1 belongs to the last bin, where torchmetrics opens one of its own.
 
     Raises:
         ValueError: as `checked`, or bins < 1.
     """
-    from torchmetrics.functional.classification import binary_calibration_error  # slow to import
-
-    confidence, correct = _confidence(probs, labels, bins)
-    return binary_calibration_error(confidence, correct.long(), n_bins=bins, norm="l1").item()
+    count, right, total = _sums(probs, labels, bins)
+    gap = (right / count).nan_to_num() - (total / count).nan_to_num()
+    return (gap.abs() * (count / count.sum())).sum().item()
 
 
 def reliability(probs: Any, labels: Any, bins: int = BINS) -> list[Bin]:
     """The `bins` equal-width bins behind `ece`, from low to high; an empty one has None for its means."""
-    confidence, correct = _confidence(probs, labels, bins)
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
-    index = torch.bucketize(confidence, edges, right=True) - 1
-    count = torch.bincount(index, minlength=bins).tolist()
-    right = torch.bincount(index, correct, minlength=bins).tolist()
-    total = torch.bincount(index, confidence, minlength=bins).tolist()
+    edges = _edges(bins).tolist()
+    sums = [part.tolist()[:bins] for part in _sums(probs, labels, bins)]
     return [
-        Bin(low, high, n, r / n if n else None, t / n if n else None)
-        for low, high, n, r, t in zip(
-            edges[:-1].tolist(), edges[1:].tolist(), count, right, total, strict=True
-        )
+        Bin(low, high, int(n), r / n if n else None, t / n if n else None)
+        for low, high, n, r, t in zip(edges[:-1], edges[1:], *sums, strict=True)
     ]
 
 
@@ -74,6 +67,19 @@ def adaptive_ece(probs: Any, labels: Any, bins: int = BINS) -> float:
     outcome = torch.bincount(group, correct, minlength=len(levels)) / size
     gap = (outcome - levels)[group[confidence.argsort()]]
     return min(1.0, sum(part.sum().abs().item() for part in gap.tensor_split(bins)) / len(gap))
+
+
+def _sums(probs: Any, labels: Any, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, right ones, and the sum of confidences, of each bin, float64 (bins + 1,); the last is 0."""
+    confidence, correct = _confidence(probs, labels, bins)
+    index = torch.bucketize(confidence, _edges(bins), right=True) - 1
+    weights = (torch.ones_like(confidence), correct, confidence)
+    count, right, total = (torch.bincount(index, one, minlength=bins + 1) for one in weights)
+    return count, right, total
+
+
+def _edges(bins: int) -> Tensor:
+    return torch.linspace(0, 1, bins + 1, dtype=torch.float64)
 
 
 def _confidence(probs: Any, labels: Any, bins: int) -> tuple[Tensor, Tensor]:

@@ -103,6 +103,10 @@ class FirstOrder(BatchOptimizer):
                     parameter.copy_(value)
             raise
 
+    def describe(self) -> dict[str, str]:
+        fused = any(group.get("fused") for group in self.param_groups)
+        return {"optimizer": type(self.optimizer).__name__, "kernel": "fused" if fused else "plain"}
+
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
 

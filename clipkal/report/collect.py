@@ -1,6 +1,5 @@
 """Finding the finished runs under some folders."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -8,20 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from clipkal.errors import DataError
-from clipkal.tracking.directory import ID_COMMENT, MARKER, SCHEMA_VERSION
+from clipkal.report.results import RESULTS, read_results
+from clipkal.tracking.directory import ID_COMMENT
+from clipkal.tracking.marker import MARKER
 
-RESULTS = "results.json"
-RUN_KEYS = (
-    "dataset",
-    "backbone",
-    "method",
-    "adapter",
-    "optimizer",
-    "shots",
-    "seed",
-    "validation",
-    "protocol",
-)
 ASIDE = ".old-"
 """In the name of a run that was moved aside for another one; it is no longer part of the results."""
 
@@ -39,19 +28,21 @@ class Run:
 
 @dataclass
 class Collection:
-    """What was found: the runs (each id once), the folders of unfinished ones, and the copies left out."""
+    """What was found: the runs (each id once), the folders of unfinished ones, the copies left out, and one line
+    for each run that is damaged or of another schema version.
+    """
 
     runs: list[Run] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)
     duplicates: list[Path] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
 
 
 def collect(roots: Iterable[str | Path]) -> Collection:
     """Every finished run under `roots`, in the order of their paths.
 
     Raises:
-        DataError: a root does not exist, there is no finished run at all, a results.json is damaged, or its
-            schema version is not the one this clipkal writes.
+        DataError: a root does not exist, or there is no finished run at all that can be read.
     """
     folders = [Path(root) for root in roots]
     found = Collection()
@@ -60,7 +51,11 @@ def collect(roots: Iterable[str | Path]) -> Collection:
         if not ((path / MARKER).is_file() and (path / RESULTS).is_file()):
             found.unfinished.append(path)
             continue
-        run = _read(path)
+        try:
+            run = _read(path)
+        except DataError as error:
+            found.damaged.append(str(error))
+            continue
         if run.run_id in seen:
             found.duplicates.append(path)
         else:
@@ -68,9 +63,10 @@ def collect(roots: Iterable[str | Path]) -> Collection:
             found.runs.append(run)
     if not found.runs:
         where = ", ".join(map(str, folders))
-        unfinished = f" ({len(found.unfinished)} unfinished)" if found.unfinished else ""
+        left = [f"{len(found.unfinished)} unfinished"] * bool(found.unfinished) + found.damaged[:3]
+        but = f" ({', '.join(left)})" if left else ""
         raise DataError(
-            f"no finished run under {where}{unfinished}; run clipkal first, or give the folder it wrote to"
+            f"no finished run under {where}{but}; run clipkal first, or give the folder it wrote to"
         )
     return found
 
@@ -96,18 +92,5 @@ def _is_run(config: Path) -> bool:
 
 
 def _read(path: Path) -> Run:
-    file = path / RESULTS
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        version, run_id = content["schema_version"], str(content["run_id"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} cannot be read ({error}); remove the folder or run it again") from error
-    if version != SCHEMA_VERSION:
-        raise DataError(
-            f"{file} has schema version {version}, this clipkal reads {SCHEMA_VERSION}, and one report "
-            "cannot mix them; run it again, or report on it with the clipkal that wrote it"
-        )
-    run, sets = content.get("run"), content.get("sets")
-    if not isinstance(run, dict) or not isinstance(sets, dict) or not set(RUN_KEYS) <= set(run):
-        raise DataError(f"{file} lacks what defines a run ({', '.join(RUN_KEYS)}) or its sets; run it again")
-    return Run(path, run_id, run, sets, content.get("detection") or {})
+    content = read_results(path)
+    return Run(path, content["run_id"], content["run"], content["sets"], content.get("detection") or {})

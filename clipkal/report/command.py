@@ -1,12 +1,13 @@
 """`clipkal-report`: many finished runs, one table."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from clipkal import files
 from clipkal.errors import ClipkalError, DataError
@@ -14,10 +15,11 @@ from clipkal.report.aggregate import Row, aggregate, over_datasets
 from clipkal.report.collect import Collection, collect
 from clipkal.report.table import Section, csv_text, markdown, rich_table, sections
 
+LONGEST = 60  # letters of a name in the name of a figure, which has two of them and at most 255 bytes
 HELP = """Puts many finished runs into tables and figures.
 
 Runs that differ only in their seed become one row: mean ± 95 % confidence interval (Student t over seeds).
-Nothing is trained, and no run is changed. Unfinished runs are left out and counted."""
+Nothing is trained, and no run is changed. Unfinished runs are left out and counted, damaged ones named."""
 
 EXAMPLES = """examples:
   clipkal -m method=adamw,kalman fewshot.shots=1,4,16 seed=1,2,3    # first some runs
@@ -48,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", action="store_true", help="print one table per metric, with every OOD set")
     parser.add_argument("--no-figures", action="store_true", help="tables only: faster")
     options = parser.parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter shows a "?" for it
     try:
         report(options.paths, options.out, not options.no_figures, options.sets)
     except (ClipkalError, OSError) as error:
@@ -65,6 +69,8 @@ def report(
         OSError: the report cannot be written.
     """
     found = collect(paths)
+    for line in found.damaged:
+        print(f"clipkal-report: left out: {line}", file=sys.stderr)
     rows = aggregate(found.runs)
     parts = sections([*over_datasets(rows), *rows])
     if not parts:
@@ -74,7 +80,7 @@ def report(
         console.width = 160
     for section in reversed(parts):  # the average over datasets comes last, where it is seen
         for table in (section.overview, *(section.tables if sets else ())):
-            console.print(f"[bold]{escape(section.title)}[/] — {table.title}", highlight=False)
+            console.print(Text.assemble((section.title, "bold"), " — ", table.title))
             console.print(rich_table(table))
     written = write(out or paths[0] / "report", found, rows, parts, figures)
     _say(console, found, rows, written)
@@ -101,6 +107,8 @@ def write(
     for section, captions in drawn.items():
         for caption, one in captions.items():
             path = out / "figures" / f"{_file_name(section)}--{_file_name(caption)}.png"
+            if path in written:  # two names that differ in other characters only
+                path = path.with_name(f"{path.stem}-{files.digest(section)[:8]}.png")
             with files.atomic_path(path) as temporary:
                 temporary.write_bytes(one.png)
             written.append(path)
@@ -113,24 +121,26 @@ def summary(found: Collection) -> str:
     parts += [f"{len(found.unfinished)} unfinished left out"] if found.unfinished else []
     copies = len(found.duplicates)
     parts += [f"{copies} duplicate{'s' * (copies != 1)} left out"] if copies else []
+    parts += [f"{len(found.damaged)} damaged left out"] if found.damaged else []
     return " · ".join(parts)
 
 
 def _say(console: Console, found: Collection, rows: Sequence[Row], written: Sequence[Path]) -> None:
     """The last lines: what was read, what is odd about it, and which files are worth opening."""
-    console.print(summary(found), highlight=False)
+    console.print(Text(summary(found)))
     single = sorted({row.label for row in rows if row.reported and len(row.seeds) == 1})
     if single:
         names = ", ".join(single[:4]) + (", …" if len(single) > 4 else "")
-        console.print(f"one seed only, so no interval: {names}", style="yellow", highlight=False)
+        console.print(Text(f"one seed only, so no interval: {names}", "yellow"))
     worth = [path for path in written if path.suffix in (".html", ".md", ".csv")]
-    console.print(f"open {worth[0]}", style="bold", highlight=False, soft_wrap=True)
+    console.print(Text(f"open {worth[0]}", "bold"), soft_wrap=True)
     for path in worth[1:]:
-        console.print(f"     {path}", highlight=False, soft_wrap=True)
+        console.print(Text(f"     {path}"), soft_wrap=True)
 
 
 def _file_name(text: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())
+    letters = (c if c.isascii() and c.isalnum() else " " for c in text.lower())
+    return "-".join("".join(letters).split())[:LONGEST]
 
 
 if __name__ == "__main__":

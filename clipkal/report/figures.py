@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from clipkal.report.aggregate import ID, MEAN_OOD, Estimate, Row, shots_rank
 from clipkal.report.reliability import reliability_figure, reliability_grid
-from clipkal.report.style import INK, MUTED, Style, paler, plain, styles
+from clipkal.report.style import INK, MUTED, Style, paler, plain, shown, styles
 
 __all__ = ["calibration_bars", "id_against_ood", "learning_curves", "reliability_figure", "reliability_grid"]
 
@@ -41,7 +41,7 @@ def learning_curves(rows: Sequence[Row]) -> Figure:
     for axes, name in zip(panels, names, strict=True):
         for label, points in curves.items():
             _curve(axes, points, name, place, look[label])
-        axes.set_xticks(range(len(ticks)), ticks)
+        axes.set_xticks(range(len(ticks)), [shown(shots) for shots in ticks])
         axes.set_xlim(-0.3, len(ticks) - 0.7)
         axes.set_title(PANELS[name], loc="left", fontsize=11, color=INK)
         axes.set_xlabel("shots (images per class)")
@@ -58,7 +58,9 @@ def _curve(axes: Axes, points: Sequence[Row], name: str, place: dict[str, int], 
     estimates = [row.values[name, "accuracy"] for row in there]
     y = [100 * e.mean for e in estimates]
     if not there[0].trained and len(set(y)) == 1:  # zero-shot: the same at any number of shots
-        axes.axhline(y[0], color=style.color, linestyle=style.line, linewidth=1.6, label=there[0].label)
+        axes.axhline(
+            y[0], color=style.color, linestyle=style.line, linewidth=1.6, label=shown(there[0].label)
+        )
         return
     x = [place[row.shots] for row in there]
     half = [100 * (e.half_width or 0) for e in estimates]
@@ -70,7 +72,7 @@ def _curve(axes: Axes, points: Sequence[Row], name: str, place: dict[str, int], 
         marker=style.marker,
         markersize=6,
         linewidth=2,
-        label=there[0].label,
+        label=shown(there[0].label),
     )
     low, high = ([v + sign * h for v, h in zip(y, half, strict=True)] for sign in (-1, 1))
     if len(x) > 1:
@@ -99,13 +101,14 @@ def id_against_ood(rows: Sequence[Row]) -> Figure:
         style = look[label]
         marker = "D" if not there[0].trained else style.marker
         axes.plot(x, y, color=style.color, linewidth=1.2, alpha=0.55)
-        axes.plot(x, y, linestyle="", marker=marker, color=style.color, markersize=7, label=label)
+        axes.plot(x, y, linestyle="", marker=marker, color=style.color, markersize=7, label=shown(label))
         _crosses(axes, there, style.color)
         for row, position in zip(there, pairs, strict=True):
             if row.trained and row in (there[0], there[-1]):
                 axes.annotate(
-                    row.shots, position, (6, -4), textcoords="offset points", fontsize=8, color=style.color
-                )
+                    shown(row.shots), position, (6, -4),
+                    textcoords="offset points", fontsize=8, color=style.color,
+                )  # fmt: skip
     _diagonal(axes, drawn)
     axes.set_xlabel("ID accuracy (%)")
     axes.set_ylabel("mean OOD accuracy (%)")
@@ -160,7 +163,7 @@ def calibration_bars(rows: Sequence[Row]) -> Figure:
     panels[0].set_yticks(range(len(chosen)), [_bar_name(row) for row in chosen])
     panels[0].invert_yaxis()
     figure.suptitle(
-        f"{shots} shots · upper bar: in distribution, lower pale bar: mean OOD · lower is better",
+        f"{shown(shots)} shots · upper bar: in distribution, lower pale bar: mean OOD · lower is better",
         fontsize=9, color=MUTED, x=0.01, ha="left",
     )  # fmt: skip
     return figure
@@ -191,7 +194,7 @@ def _bar(axes: Axes, y: float, value: Estimate, factor: float, form: str, color:
 
 
 def _bar_name(row: Row) -> str:
-    return row.label if row.reported else f"{row.label} · {row.predictive}"
+    return shown(row.label if row.reported else f"{row.label} · {row.predictive}")
 
 
 def _common_shots(rows: Sequence[Row]) -> str:

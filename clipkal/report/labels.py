@@ -1,10 +1,10 @@
 """What a run is called in a table: its method, and whatever else tells it from the others."""
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 
 from clipkal.report.collect import Run
+from clipkal.tracking import old_names
 
 CHOICES = ("adapter", "optimizer", "validation", "protocol")
 """What a method's rows are told apart by, beside shots, where runs of one method differ in it."""
@@ -13,9 +13,9 @@ CHOICES = ("adapter", "optimizer", "validation", "protocol")
 def labels_of(family: Sequence[Run]) -> list[str]:
     """A name for each run's row: its method, and what tells it from other runs of the same method.
 
-    That is any of `CHOICES` in which the method's runs differ, and further overrides, which stand in the
-    name of the run directory after the seed. Runs that still share label, shots and seed are different runs
-    all the same: they get their run id, for an average over them would not be one over seeds.
+    That is any of `CHOICES` in which the method's runs differ, and further overrides. Runs that still share
+    label, shots and seed are different runs all the same: they get their run id, for an average over them
+    would not be one over seeds.
     """
     methods: dict[str, list[Run]] = defaultdict(list)
     for run in family:
@@ -40,7 +40,6 @@ def labels_of(family: Sequence[Run]) -> list[str]:
 
 
 def _overrides(run: Run) -> list[str]:
-    """What the directory name says after `<shots>shot-seed<seed>,`, without the choices known anyway."""
-    match = re.fullmatch(r"\w+shot-seed-?\d+,(.+)", run.path.name)
-    parts = match.group(1).split(",") if match else []
+    """The run's further overrides, without the choices known anyway; those of older runs stand in its path."""
+    parts = run.run.get("overrides", old_names.overrides(run.path.name))
     return [p for p in parts if p.partition("=")[0].rpartition(".")[2] not in (*CHOICES, "name")]

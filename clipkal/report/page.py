@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from clipkal.report.table import LEGEND, Section, Table
+from clipkal.tracking.writing import render
 
 STYLE = """
 :root { color-scheme: light; --ink: #1f2430; --muted: #5b6472; --rule: #e3e6ec; --best: #e8f1f8; }
@@ -73,7 +74,7 @@ def page(summary: str, parts: Sequence[Section], pictures: Mapping[str, Mapping[
 def picture(figure: Figure) -> Picture:
     """The figure as PNG, 150 dots an inch."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    render(figure, buffer, dpi=150, metadata={"Software": None})
     return Picture(buffer.getvalue(), round(100 * figure.get_figwidth()))
 
 

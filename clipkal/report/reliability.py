@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from clipkal.report.style import BAD, GOOD, INK, MUTED, plain
+from clipkal.report.style import BAD, GOOD, INK, MUTED, plain, shown
 
 KEY = "dot area: share of images · orange: over-confident, blue: under-confident"
 WIDE = 14
@@ -59,22 +59,17 @@ def reliability_grid(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> F
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     margins = {"left": 0.8 / width, "right": 1 - 0.2 / width, "bottom": 0.6 / height, "top": 1 - 0.6 / height}
-    grid = figure.subplots(
-        len(panels),
-        len(columns),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        gridspec_kw={**margins, "wspace": 0.1},
-    )
+    spacing = {**margins, "wspace": 0.1}
+    grid = figure.subplots(len(panels), len(columns), squeeze=False, gridspec_kw=spacing)
     for axes_row, (name, row) in zip(grid, panels.items(), strict=True):
         for axes, column in zip(axes_row, columns, strict=True):
             _empty(axes)
             if column in row:
                 _panel(axes, row[column])
-        axes_row[0].set_ylabel(f"{name}\naccuracy", color=INK)
+            axes.label_outer()  # all panels have the same axes; to share them costs as much as all the rest
+        axes_row[0].set_ylabel(f"{shown(name)}\naccuracy", color=INK)
     for axes, column in zip(grid[0], columns, strict=True):
-        axes.set_title(column, fontsize=10, color=INK, loc="left")
+        axes.set_title(shown(column), fontsize=10, color=INK, loc="left")
     for axes in grid[-1]:
         axes.set_xlabel("confidence")
     figure.suptitle(KEY, fontsize=8, color=MUTED, x=0.01, y=1 - 0.08 / height, ha="left", va="top")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
 
+from clipkal.tracking.writing import printable
+
 INK, MUTED, RULE = "#1f2430", "#6b7280", "#d8dce3"
 GOOD, BAD = "#0072B2", "#D55E00"
 
@@ -16,6 +18,7 @@ simulation.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 KNOWN = {"kalman": 0, "adamw": 1, "kalman_diagonal": 2, "sgd": 3, "rkalman": 4, "reng": 5, "ring": 6}
 UNTRAINED = "#6b7280"
+LONGEST = 40
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,21 @@ def styles(labels: Iterable[str], untrained: Iterable[str] = ()) -> dict[str, St
             )
             others += 1
     return found
+
+
+def shown(text: str) -> str:
+    """A name from the data as it may stand in a figure: every text that is not our own goes through here.
+
+    What matplotlib would read as mathematics between two `$` is escaped, characters that no font has are
+    written out, and of a line of more than `LONGEST` characters the middle is left out.
+    """
+    lines = [printable(line).replace("$", r"\$") for line in map(_shortened, text.split("\n"))]
+    return "\n".join(lines)
+
+
+def _shortened(line: str) -> str:
+    half = LONGEST // 2
+    return line if len(line) <= LONGEST else f"{line[:half]}…{line[-half:]}"
 
 
 def paler(color: str, white: float) -> str:

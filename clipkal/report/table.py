@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -178,10 +179,12 @@ def markdown(parts: Iterable[Section]) -> str:
     lines = ["# clipkal report", "", LEGEND, ""]
     for section in parts:
         lines += (
-            [f"## {section.title}", "", section.note, ""] if section.note else [f"## {section.title}", ""]
+            [f"## {_escaped(section.title)}", "", _escaped(section.note), ""]
+            if section.note
+            else [f"## {_escaped(section.title)}", ""]
         )
         for table in (section.overview, *section.tables):
-            lines += [f"### {table.title}", "", *_markdown_table(table), ""]
+            lines += [f"### {_escaped(table.title)}", "", *_markdown_table(table), ""]
     return "\n".join(lines)
 
 
@@ -190,7 +193,8 @@ def _markdown_table(table: Table) -> list[str]:
         [f"**{cell}**" if (r, c) in table.best else _escaped(cell) for c, cell in enumerate(cells)]
         for r, cells in enumerate(table.cells)
     ]
-    widths = [max(len(row[c]) for row in [table.header, *rows]) for c in range(len(table.header))]
+    header = [_escaped(name) for name in table.header]
+    widths = [max(len(row[c]) for row in [header, *rows]) for c in range(len(header))]
     rule = ["-" * w if c < 2 else "-" * (w - 1) + ":" for c, w in enumerate(widths)]
 
     def line(cells: Sequence[str]) -> str:
@@ -203,18 +207,19 @@ def _markdown_table(table: Table) -> list[str]:
             + " |"
         )
 
-    return [line([_escaped(h) for h in table.header]), line(rule), *map(line, rows)]
+    return [line(header), line(rule), *map(line, rows)]
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("_", "\\_")
+    """Text that Markdown shows as it is: no cell ends, no HTML, no emphasis, link or formula begins in it."""
+    return re.sub(r"[\\`*_{}\[\]<>|$~&]", r"\\\g<0>", text)
 
 
 def rich_table(table: Table) -> RichTable:
     """For the terminal: the best cells are bold, a gap separates numbers of shots."""
     result = RichTable(box=SIMPLE_HEAD, header_style="", pad_edge=False)
     for index, name in enumerate(table.header):
-        result.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
+        result.add_column(Text(name), justify="left" if index < 2 else "right", overflow="fold")
     for r, cells in enumerate(table.cells):
         texts = [
             Text(cell, style="bold green" if (r, c) in table.best else "") for c, cell in enumerate(cells)
@@ -237,9 +242,16 @@ def csv_text(rows: Iterable[Row]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_HEADER)
     for row in rows:
-        head = [row.dataset, row.backbone, row.method, row.label, row.predictive, row.reported, row.shots]
-        seeds = [len(row.seeds), " ".join(map(str, row.seeds))]
+        words = map(_cell, (row.dataset, row.backbone, row.method, row.label, row.predictive))
+        head = [*words, row.reported, _cell(row.shots)]
+        seeds = _cell(" ".join(map(str, row.seeds)))
         for (name, metric), value in row.values.items():
             half = "" if value.half_width is None else value.half_width
-            writer.writerow([*head, name, metric, value.mean, half, len(value.values), seeds[1]])
+            found = [value.mean, half, len(value.values), seeds]
+            writer.writerow([*head, _cell(name), _cell(metric), *found])
     return file.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Text that a spreadsheet does not take for a formula: behind an apostrophe where it begins like one."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -1,36 +1,33 @@
 """The run directory: the one place where a run's results are true. Whatever else fails, this must not."""
 
-import json
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from clipkal import files
 from clipkal.errors import ClipkalError
 from clipkal.tracking import identity
+from clipkal.tracking.inputs import Record, inputs_of
+from clipkal.tracking.marker import ID, MARKER, damaged_files, read_marker, results_in
 from clipkal.tracking.metrics_file import MetricsFile
-from clipkal.tracking.writing import plain, writing
+from clipkal.tracking.writing import plain, printable, render, writing
 
 if TYPE_CHECKING:
-    import pandas as pd
+    import pyarrow as pa
     from matplotlib.figure import Figure
     from torch import Tensor
 
 log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
-MARKER = "finished.json"
 ID_COMMENT = "# clipkal run "
-NOT_RESULTS = ("wandb", "checkpoint", ".", MARKER)  # how names start that finished.json does not list
+SMALL = 1 << 20  # bytes of a result whose digest is checked before a finished run is skipped
 
 
 @dataclass(frozen=True)
@@ -39,9 +36,9 @@ class State:
 
     status: Literal["new", "unfinished", "finished"]
     run_id: str | None = None  # of the run found there; None where it does not say
-    differs: list[str] = field(
-        default_factory=list
-    )  # `key: there → here`, against the configuration asked about
+    # `key: there → here`, against the configuration asked about
+    differs: list[str] = field(default_factory=list)
+    stale: str = ""  # why a finished run must be done again: damaged, or made from other inputs
 
 
 class RunDirectory:
@@ -81,31 +78,42 @@ class RunDirectory:
 
     def state(self, config_yaml: str | None = None) -> State:
         """Whether a run is there, whose, and in which settings it differs from `config_yaml`."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ClipkalError(f"{self.path} is a file where a run directory belongs; set output_dir=…")
-        marker = self._marker()
-        if marker is None and not (self.path.is_dir() and any(self.path.iterdir())):
+        with writing(self.path):
+            if self.path.exists() and not self.path.is_dir():
+                raise ClipkalError(f"{self.path} is a file where a run directory belongs; set output_dir=…")
+            empty = not (self.path.is_dir() and any(self.path.iterdir()))
+        marker = read_marker(self.path)
+        if marker is None and empty:
             return State("new")
         there = self._config_text()
-        known = marker.get("run_id") if marker else _id_in(there)
+        known = marker["run_id"] if marker else _id_in(there)
         differs = _differences(there, config_yaml) if there and config_yaml else []
         return State("finished" if marker else "unfinished", known, differs)
-
-    def _marker(self) -> dict[str, Any] | None:
-        """finished.json, or None where it is missing, damaged, or stands there without results."""
-        try:
-            marker = json.loads((self.path / MARKER).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        whole = isinstance(marker, dict) and "run_id" in marker
-        listed = marker.get("files", {}) if whole else {}
-        return marker if whole and ("results.json" not in listed or self.results_path.exists()) else None
 
     def _config_text(self) -> str:
         try:
             return (self.path / "config.yaml").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
             return ""
+
+    def _asked(self, run_id: str, config_yaml: str) -> State:
+        """The state, with what is stale about it where it is this very run."""
+        state = self.state()
+        if state.run_id != run_id:
+            return self.state(config_yaml)
+        if state.status != "finished":
+            return state
+        damaged, changed = self.verify(SMALL), self._changed_inputs(config_yaml)
+        lines = [f"has damaged files ({_few(damaged)})"] * bool(damaged)
+        lines += [f"was made from other data or weights ({_few(changed)})"] * bool(changed)
+        return replace(state, stale=" and ".join(lines))
+
+    def _changed_inputs(self, config_yaml: str) -> list[str]:
+        record = (read_marker(self.path) or {}).get("inputs", {})
+        inputs = inputs_of(OmegaConf.create(config_yaml))
+        if inputs.verify and (unknown := inputs.unknown(record)):
+            log.warning("%s was made without data.verify, so only %s", self.path, _only_stamps(unknown))
+        return inputs.changes(record)
 
     @property
     def results_path(self) -> Path:
@@ -118,16 +126,16 @@ class RunDirectory:
         """Takes the directory for this run and returns what was there.
 
         "finished" means that the same run is done: skip it; nothing was touched. "unfinished" means that the
-        same run crashed: its files and checkpoint are kept. A run with another id is moved to
-        `<name>.old-<its id>`, and the answer is "new". Raises ClipkalError when another process is writing
-        here.
+        same run crashed: its files and checkpoint are kept. A run with another id, one with damaged files, and
+        one whose data or weights have changed since is moved to `<name>.old-<its id>`, with a line that says
+        why, and the answer is "new". Raises ClipkalError when another process is writing here.
         """
-        state = self.state(config_yaml)
-        if state.status == "finished" and state.run_id == run_id:
+        state = self._asked(run_id, config_yaml)
+        if state.status == "finished" and state.run_id == run_id and not state.stale:
             return state
         self._take()
         try:
-            state = self._make_room(self.state(config_yaml), run_id)
+            state = self._make_room(self._asked(run_id, config_yaml), run_id)
             if state.status != "finished":
                 self._open(run_id, config_yaml)
         except BaseException:
@@ -151,13 +159,14 @@ class RunDirectory:
 
     def _make_room(self, state: State, run_id: str) -> State:
         same = state.run_id == run_id or (state.run_id is None and state.status == "unfinished")
-        if state.status == "new" or same:
+        if state.status == "new" or (same and not state.stale):
             return state
         aside = self._free_name(f"{self.path.name}.old-{(state.run_id or 'unknown')[:8]}")
         with writing(self.path):
             self.path.rename(aside)
         what = "; ".join(state.differs[:3]) or "another configuration"
-        log.warning("%s held another run (%s); moved to %s", self.path, what, aside.name)
+        why = state.stale or f"held another run ({what})"
+        log.warning("%s %s; moved to %s, and done again", self.path, printable(why), aside.name)
         return State("new")
 
     def _free_name(self, name: str) -> Path:
@@ -171,40 +180,47 @@ class RunDirectory:
         self.run_id = run_id
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / MARKER).unlink(missing_ok=True)
+            if (self.path / MARKER).exists():  # and yet the run does not count as finished
+                log.warning("%s is damaged; the run is done again", self.path / MARKER)
+                (self.path / MARKER).unlink()
             for leftover in self.path.rglob(".*.part"):  # of writes that a crash cut short
                 leftover.unlink(missing_ok=True)
         self.write_config(config_yaml)
         self._metrics.repair()
 
-    def finish(self, summary: Mapping[str, Any] | None = None) -> None:
-        """Writes finished.json, with the sha256 of every result: from now on the run is done."""
+    def finish(self, summary: Mapping[str, Any] | None = None, inputs: Record | None = None) -> None:
+        """Writes finished.json, with size and sha256 of every result: from now on the run is done.
+
+        Args:
+            summary: the few final numbers.
+            inputs: what the run was made from, `Inputs.record`.
+        """
         self._metrics.close()
+        names = results_in(self.path)
         content = {
             "schema_version": SCHEMA_VERSION,
             "run_id": self.run_id,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "summary": plain(summary or {}),
-            "files": self._digests(),
+            "files": {name: files.sha256(self.path / name) for name in names},
+            "sizes": {name: (self.path / name).stat().st_size for name in names},
+            "inputs": inputs or {},
             "versions": identity.versions(),
         }
         with writing(self.path / MARKER):
             files.write_json(self.path / MARKER, content)
 
-    def _digests(self) -> dict[str, str]:
-        paths = sorted(p for p in self.path.rglob("*") if p.is_file())
-        names = [p.relative_to(self.path) for p in paths]
-        kept = [n for n in names if not n.parts[0].startswith(NOT_RESULTS) and not n.name.startswith(".")]
-        return {n.as_posix(): files.sha256(self.path / n) for n in kept}
-
     def summary(self) -> dict[str, Any]:
         """What `finish` was given, for a run that is done; else nothing."""
-        return dict((self._marker() or {}).get("summary", {}))
+        return dict((read_marker(self.path) or {}).get("summary", {}))
 
-    def verify(self) -> list[str]:
-        """Names of result files of a finished run that are missing or no longer what they were."""
-        listed = (self._marker() or {}).get("files", {})
-        return [name for name, digest in listed.items() if not _has_digest(self.path / name, digest)]
+    def verify(self, most: int | None = None) -> list[str]:
+        """Names of result files of a finished run that are missing or no longer what they were.
+
+        Args:
+            most: files of more bytes are only checked for their size; None digests every file.
+        """
+        return damaged_files(self.path, read_marker(self.path) or {}, most)
 
     # -- what a run leaves behind ----------------------------------------------------------------------------
 
@@ -238,11 +254,13 @@ class RunDirectory:
         with writing(self.path / name):
             files.write_json(self.path / name, content)
 
-    def write_predictions(self, frame: "pd.DataFrame") -> Path:
+    def write_predictions(self, table: "pa.Table") -> Path:
         """predictions.parquet: one row per image and predictive."""
+        from pyarrow import parquet
+
         path = self.path / "predictions.parquet"
         with writing(path), files.atomic_path(path) as temporary:
-            frame.to_parquet(temporary, index=False, compression="zstd")
+            parquet.write_table(table, temporary, compression="zstd")
         return path
 
     def save_tensors(self, name: str, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Any]) -> Path:
@@ -255,22 +273,27 @@ class RunDirectory:
         """`figures/<name>.png`."""
         path = self.path / "figures" / f"{name}.png"
         with writing(path), files.atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+            render(figure, temporary, dpi=110)
         return path
 
 
 def _id_in(config_text: str) -> str | None:
     first = config_text.partition("\n")[0]
-    return first.removeprefix(ID_COMMENT).strip() if first.startswith(ID_COMMENT) else None
+    known = first.removeprefix(ID_COMMENT).strip()
+    return known if first.startswith(ID_COMMENT) and ID.fullmatch(known) else None
 
 
 def _differences(there: str, here: str) -> list[str]:
-    with suppress(OmegaConfBaseException, YAMLError, ValueError):
+    try:
         old, new = (OmegaConf.to_container(OmegaConf.create(text)) for text in (there, here))
-        if isinstance(old, dict) and isinstance(new, dict):
-            return identity.differences(old, new)  # type: ignore[arg-type]
-    return []
+        return identity.differences(old, new)  # type: ignore[arg-type]
+    except Exception:  # a damaged config.yaml has no settings to compare, however it is damaged
+        return []
 
 
-def _has_digest(path: Path, digest: str) -> bool:
-    return path.is_file() and files.sha256(path) == digest
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _only_stamps(names: list[str]) -> str:
+    return f"names, sizes and times of change could be compared of {_few(names)}"

@@ -3,15 +3,16 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from clipkal import files
+from clipkal.tracking import old_names
 
 EXCLUDED = (
     "output_dir",  # where results go
@@ -20,6 +21,7 @@ EXCLUDED = (
     "data.workers",  # how many processes decode it
     "data.cache",  # where features are cached
     "data.progress",  # what the terminal shows
+    "data.verify",  # how closely the data are looked at
     "checkpoint_every",  # how often a run can be taken up again
     "tracking",  # what is mirrored to W&B
     "wandb",
@@ -31,7 +33,10 @@ NAMED = ("dataset", "dataset.name", "backbone", "method", "fewshot.shots", "seed
 """Keys that already are a part of the run's path, so that they are not repeated among its overrides."""
 
 LONGEST = 120
+"""Letters of one part of a run's path; file systems take 255 bytes, of which locks and `.old-…` need some."""
 ID_LENGTH = 16
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._]*(-[A-Za-z0-9._]+)*")
+OTHER_CHARACTERS = re.compile(r"[^A-Za-z0-9._]+")
 PACKAGES = ("clipkal", "torch", "torchvision", "open_clip_torch", "timm", "hydra-core", "numpy", "wandb")
 
 
@@ -80,21 +85,17 @@ def _below(key: str, prefixes: Iterable[str]) -> bool:
     return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
 
 
-def directory_name(overrides: Iterable[str], named: Iterable[str] = NAMED) -> str:
-    """A readable folder name for Hydra's task overrides: sorted, without `/`, at most 120 characters.
-
-    Left out are the keys in `named`, which have a place of their own in the path, and those that do not
-    change numbers. The last of two overrides of one key counts, as in Hydra. Commas inside a value become
-    `+`, other characters that are unsafe in a file name become %XX. A longer name is cut and ends in a digest
-    of the whole. "" if nothing is left.
+def other_choices(overrides: Iterable[str], named: Iterable[str] = NAMED) -> list[str]:
+    """Hydra's task overrides, sorted, without those that have a place of their own in the path (`named`) and
+    those that do not change numbers. The last of two overrides of one key counts, as in Hydra.
     """
     kept: dict[str, str] = {}
     for override in overrides:
-        key, equals, value = override.lstrip("+").partition("=")
+        key = override.lstrip("+").partition("=")[0]
         plain = key.lstrip("~").replace("/", ".")
         if plain not in set(named) and not _below(plain, EXCLUDED):
-            kept[key] = _escape(key) + equals + _escape(value)
-    return _shorten(",".join(kept[key] for key in sorted(kept)))
+            kept[key] = override.lstrip("+")
+    return [kept[key] for key in sorted(kept)]
 
 
 def run_path(
@@ -107,24 +108,35 @@ def run_path(
     seed: int | None,
     overrides: Iterable[str] = (),
 ) -> Path:
-    """`<output_dir>/<dataset>/<backbone>/<method>/<shots>shot-seed<seed>[,other overrides]`."""
-    parts = [_component(part) for part in (dataset, backbone, method)]
-    others = directory_name(overrides)
-    leaf = _component(f"{shots}shot-seed{seed}") + (f",{others}" if others else "")
-    return Path(output_dir).joinpath(*parts, leaf)
+    """`<output_dir>/<dataset>/<backbone>/<method>/<shots>shot-seed<seed>[--<key>-<value>…]`.
+
+    Every part is made of letters, digits and `._-`, which no shell needs quoted, and has at most 120 of them.
+    Where other characters had to give way to `-`, or the part was cut, it ends in a digest of the whole, so
+    that different choices have different names. A run that lies under the name that clipkal 0.1 gave it
+    keeps that name.
+    """
+    others, top = other_choices(overrides), (dataset, backbone, method)
+    start = f"{shots}shot-seed{seed}"
+    path = Path(output_dir).joinpath(*(_component([part]) for part in top), _component([start, *others]))
+    before = Path(output_dir).joinpath(*old_names.parts(top, start, others))
+    return before if before != path and not path.exists() and before.is_dir() else path
 
 
-def _component(text: str) -> str:
-    name = _escape(text)
-    return _shorten(f"%2E{name[1:]}" if name.startswith(".") else name or "%00")
-
-
-def _escape(text: str) -> str:
-    return quote(text, safe="=[]@,").replace(",", "+")
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 13]}~{files.digest(name)[:12]}"
+def _component(words: Sequence[str]) -> str:
+    """A name and the overrides after it, joined by `--`, in plain characters; with a digest where these do not
+    tell it from others.
+    """
+    pairs = [override.partition("=") for override in words[1:]]
+    exact = "--".join([words[0], *(f"{key}-{value}" for key, _, value in pairs)])
+    parts = [words[0], *(part for key, _, value in pairs for part in (key, value))]
+    if (
+        len(exact) <= LONGEST
+        and all(map(PLAIN.fullmatch, parts))
+        and not any("-" in key for key, *_ in pairs)
+    ):
+        return exact
+    readable = "--".join("-".join(filter(None, OTHER_CHARACTERS.split(word))) for word in words)
+    return f"{readable[: LONGEST - 9].strip('.-')}-{files.digest(*words)[:8]}".lstrip("-")
 
 
 def environment() -> dict[str, Any]:

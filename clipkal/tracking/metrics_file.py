@@ -71,7 +71,8 @@ class MetricsFile:
 
     def _read(self) -> tuple[list[list[str]], int]:
         """The whole rows, and how many broken lines there were (the tail of a crashed run, mostly)."""
-        text = self.path.read_bytes().decode("utf-8", errors="replace")
+        with writing(self.path):
+            text = self.path.read_bytes().decode("utf-8", errors="replace")
         *lines, tail = text.split("\n")
         if lines and lines[0] != ",".join(COLUMNS):
             raise ClipkalError(
@@ -90,7 +91,7 @@ def _lines(rows: Sequence[Sequence[str]]) -> bytes:
     csv.writer(buffer, lineterminator="\n").writerows(
         [LINE_BREAKS.sub(" ", cell) for cell in row] for row in rows
     )
-    return buffer.getvalue().encode()
+    return buffer.getvalue().encode(errors="backslashreplace")
 
 
 def _parse(line: str) -> list[str] | None:

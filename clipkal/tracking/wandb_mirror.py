@@ -18,7 +18,7 @@ from clipkal.tracking.wandb_session import (
     open_run,
     wanted_mode,
 )
-from clipkal.tracking.writing import plain
+from clipkal.tracking.writing import plain, valid
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,9 @@ class WandbMirror:
         self.mode = wanted_mode(cfg.mode) if cfg.mode in MODES else "disabled"
         self.url: str | None = None
         self._cfg = cfg
-        self._identity = RunIdentity(run_id, Path(directory), run or {}, config or {})
+        self._identity = RunIdentity(
+            run_id, Path(directory), plain(run or {}, valid), plain(config or {}, valid)
+        )
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._opened = threading.Event()
         self._warned = False
@@ -96,12 +98,12 @@ class WandbMirror:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Numbers of one step, named like `train/loss`, `val/accuracy`, `ood/<set>/nll`."""
-        record = plain(values) | {"step": step}  # now: the caller may go on to change its dict
+        record = plain(values, valid) | {"step": step}  # now: the caller may go on to change its dict
         self._submit(lambda run: run.log(record))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Final numbers, instead of W&B's default of the last value; nested names are joined by `/`."""
-        record = _flat(plain(values))
+        record = _flat(plain(values, valid))
         self._submit(lambda run: run.summary.update(record))
 
     def table(self, name: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

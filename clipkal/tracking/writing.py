@@ -1,11 +1,20 @@
 """What every writer of results shares: one clear line when the disk refuses, and plain values for JSON."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, TYPE_CHECKING, Any
 
 from clipkal.errors import ClipkalError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BREAKS = re.compile(r"[\t\n\r\v\f\x85\u2028\u2029]+")
+MOST_PIXELS = 65_000  # along one side of a PNG that matplotlib writes
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @contextmanager
@@ -20,16 +29,40 @@ def writing(path: str | Path) -> Iterator[None]:
         ) from error
 
 
-def plain(value: Any) -> Any:
-    """The same value in JSON's own types: numpy and torch scalars and arrays become numbers and lists."""
+def render(figure: "Figure", target: Path | IO[bytes], dpi: int, **how: Any) -> None:
+    """Writes a figure as PNG, whatever its size, and without a warning for letters that no font here has: boxes
+    stand for them.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(target, format="png", dpi=min(dpi, MOST_PIXELS / max(figure.get_size_inches())), **how)
+
+
+def plain(value: Any, text: Callable[[str], str] = str) -> Any:
+    """The same value in JSON's own types: numpy and torch scalars and arrays become numbers and lists.
+
+    `text` is what becomes of strings and keys: `valid` for those who take nothing but Unicode.
+    """
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {text(str(key)): plain(item, text) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [plain(item) for item in value]
+        return [plain(item, text) for item in value]
     if isinstance(value, Path):
-        return value.as_posix()
-    if value is None or type(value) in (bool, int, float, str):
+        return text(value.as_posix())
+    if isinstance(value, str):
+        return text(str(value))
+    if value is None or type(value) in (bool, int, float):
         return value
     if hasattr(value, "tolist"):
-        return plain(value.tolist())
+        return plain(value.tolist(), text)
     return value
+
+
+def valid(text: str) -> str:
+    """The text with lone surrogates, which stand for bytes of file names that are no text, written \\udc80."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def printable(text: str) -> str:
+    """Valid text on one line: control characters are written \\x1b, line breaks and tabs are spaces."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", " ".join(BREAKS.split(valid(text))))

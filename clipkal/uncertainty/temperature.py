@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from clipkal.uncertainty.prediction import log_softmax
@@ -53,6 +52,8 @@ def minimise_nll(total_nll: Callable[[float], float], prior_sd: float = 1.0) -> 
     A coarse scan of log T, then a bounded Brent search around its best point: for draws the function need
     not be convex. `total_nll` is the sum over images, in nats.
     """
+    from scipy.optimize import minimize_scalar  # slow to import
+
     if not prior_sd > 0:
         raise ValueError(f"prior_sd must be positive, got {prior_sd}")
 

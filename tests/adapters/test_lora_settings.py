@@ -5,7 +5,7 @@ import torch
 
 from clipkal.adapters.lora.settings import LoRASettings
 from clipkal.adapters.lora.targets import find_targets
-from clipkal.errors import ConfigError
+from clipkal.errors import ConfigError, DataError
 
 
 def parameters(*names, rows=12, width=4):
@@ -107,3 +107,16 @@ def test_what_the_backbone_has_not_is_refused(settings, line):
 def test_a_tower_without_known_weights_is_refused():
     with pytest.raises(ConfigError, match="text tower has other weights"):
         find_targets(parameters("visual.trunk.stem.weight"), LoRASettings(towers="text"))
+
+
+def test_an_adapted_text_tower_refuses_classes_that_its_context_makes_the_same():
+    from types import SimpleNamespace
+
+    from open_clip import SimpleTokenizer
+
+    from clipkal.adapters.lora import build_lora
+
+    backbone = SimpleNamespace(name="tiny", tokenizer=SimpleTokenizer(context_length=8))
+    prompts = [["a photo of a very long car 2011"], ["a photo of a very long car 2012"]]
+    with pytest.raises(DataError, match="context of 8 tokens"):
+        build_lora(backbone, prompts, settings=LoRASettings(towers="text"))

@@ -1,12 +1,16 @@
 """A cached feature is the computed one, or it is computed again."""
 
+import json
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tiny_clip import RESNET, VIT, Forwards, backbone_of, image_set, save_folder
 
 from clipkal.backbones import cache, image_features, text_features
@@ -143,13 +147,80 @@ def deny(monkeypatch) -> None:
     monkeypatch.setattr(cache.files, "locked", refuse)
 
 
-def test_a_full_disk_is_a_warning(vit, tmp_path, caplog, monkeypatch):
-    def refuse(path):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    "error",
+    [
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        OSError(122, "Disk quota exceeded"),
+        OSError(30, "Read-only file system"),
+    ],
+)
+def test_a_disk_that_takes_no_more_is_one_warning_and_leaves_no_file(
+    vit, tmp_path, caplog, monkeypatch, error
+):
+    def fail(entry, path, metadata):
+        Path(path).write_bytes(b"half of it")
+        raise error
 
-    monkeypatch.setattr(cache.files, "atomic_path", refuse)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     assert len(image_features(vit, image_set(), tmp_path)[0]) == 10
-    assert "No space left" in caplog.text and not entries(tmp_path)
+    assert text_features(vit, PROMPTS, tmp_path).shape[0] == 2
+    assert {path.suffix for path in tmp_path.iterdir()} == {".lock"}
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "data.cache or CLIPKAL_CACHE" in record.getMessage()
+    assert str(error).split(": ")[-1] in record.getMessage() and "\n" not in record.getMessage()
+
+
+def test_without_a_home_there_is_no_cache_and_one_warning(vit, monkeypatch, caplog):
+    import pwd
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for variable in ("CLIPKAL_CACHE", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(cache, "_given_up", set())
+    for _ in range(2):
+        assert len(image_features(vit, image_set())[0]) == 10
+    (record,) = caplog.records
+    assert "home directory" in record.getMessage() and "CLIPKAL_CACHE" in record.getMessage()
+
+
+def test_the_same_file_name_size_and_time_with_other_weights_is_another_entry(vit_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(vit_folder, folder)
+    file = folder / "open_clip_model.safetensors"
+    first, stat = backbone_of(folder), file.stat()
+    state = load_file(file)
+    state["visual.proj"] = state["visual.proj"].flip(0).contiguous()
+    save_file(state, file)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+    found = [
+        image_features(one, image_set(), tmp_path / "cache")[0].features
+        for one in (first, backbone_of(folder))
+    ]
+    assert not torch.equal(*found) and len(entries(tmp_path / "cache")) == 2
+
+
+def test_every_word_of_the_preprocessing_is_in_the_key(vit_folder, tmp_path):
+    folder = shutil.copytree(vit_folder, tmp_path / "model")
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    own, seen = config["preprocess_cfg"], set()
+    for change in [
+        {},
+        {"mean": [0.1, 0.2, 0.3]},
+        {"std": [0.9, 0.9, 0.9]},
+        {"interpolation": "bicubic"},
+        {"resize_mode": "squash"},
+        {"resize_mode": "longest"},
+        {"resize_mode": "longest", "fill_color": 9},
+    ]:
+        config["preprocess_cfg"] = own | change
+        (folder / "open_clip_config.json").write_text(json.dumps(config))
+        seen.add(backbone_of(folder).transform)
+    assert len(seen) == 7
 
 
 def test_the_default_folder(monkeypatch, tmp_path):

@@ -83,19 +83,36 @@ def test_a_file_takes_the_preprocessing_beside_it_or_what_all_tags_agree_on(
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("precision", "fp8"), ("batch_size", 0), ("image_mean", [0.5]), ("image_std", [0, 1, 1])],
+    [
+        ("precision", "int8"),
+        ("batch_size", 0),
+        ("batch_size", -1),
+        ("image_mean", [0]),
+        ("image_mean", [float("nan"), 0, 0]),
+        ("image_std", [0, 1, 1]),
+        ("image_std", [float("inf"), 1, 1]),
+        ("weights_sha256", "abc"),
+        ("weights_sha256", "z" * 64),
+    ],
 )
 def test_a_setting_without_such_a_value_is_named(vit_folder, key, value):
     with pytest.raises(ConfigError, match=f"backbone.{key}="):
         backbone_of(vit_folder, **{key: value})
 
 
-@pytest.mark.parametrize("device", ["quantum", "cuda:77"])
-def test_a_device_that_is_not_there_is_named(vit_folder, device):
-    if device.startswith("cuda") and torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    with pytest.raises(ConfigError, match=f"device={device}"):
-        load_backbone(settings(vit_folder), device=device)
+@pytest.mark.parametrize("device", ["foo", "cuda:77", "cuda:-1", "mps", "xpu", "meta", ""])
+@pytest.mark.parametrize("model", ["mini", "precomputed"])
+def test_a_device_that_is_not_there_is_named(device, model):
+    with pytest.raises(ConfigError, match=f"^device={device}:") as caught:
+        load_backbone(settings(model), device=device)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_gpu_beyond_the_last_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="device=cuda:7: there are only cuda:0 to cuda:1"):
+        load_backbone(settings("mini"), device="cuda:7")
 
 
 def test_the_checkpoint_file_can_be_pinned(vit_folder):
@@ -134,6 +151,17 @@ def test_mini_is_registered_and_finds_its_vocabulary_from_any_folder(mini, tmp_p
     assert backbone.tokenizer(["cat"])[0].count_nonzero() == 3  # start, one merged word, end
     assert text_features(backbone, [["a cat"], ["a dog"]], cache_dir=False).shape == (2, 24)
     open_clip.add_model_config(tmp_path)  # a later scan of the registry must not trip over the temporary file
+
+
+def test_another_vocabulary_of_the_same_size_is_another_entry(mini, tmp_path):
+    import gzip
+
+    found = []
+    for merges in (["c a", "d o", "ca t</w>", "do g</w>"], ["d o", "c a", "do g</w>", "ca t</w>"]):
+        with gzip.open(mini / "merges.txt.gz", "wt") as file:
+            file.write("\n".join(["#version", *merges, ""]))
+        found.append(text_features(backbone_of(mini), [["a cat"], ["a dog"]], tmp_path / "cache"))
+    assert not torch.equal(*found) and len(list((tmp_path / "cache").glob("*.safetensors"))) == 2
 
 
 def test_mini_and_a_local_dir_of_it_give_the_same(mini):
@@ -187,3 +215,31 @@ def test_an_older_or_foreign_config_is_named(vit_folder, tmp_path):
     config.write_text(json.dumps(good))
     with pytest.raises(BackboneError, match=r"cannot build local-dir:.*no_such_key"):
         backbone_of(folder)
+
+
+def test_every_key_of_a_config_that_is_used_is_checked(vit_folder, tmp_path):
+    folder = shutil.copytree(vit_folder, tmp_path / "folder")
+    good = json.loads((folder / "open_clip_config.json").read_text())
+    for key, value, expected in [
+        ("preprocess_cfg.mean", [0.5, 0.5], "mean must be three numbers, not [0.5, 0.5]"),
+        ("preprocess_cfg.interpolation", "nearest", "must be bicubic or bilinear"),
+        ("model_cfg.text_cfg", [], "text_cfg must be an object"),
+        ("model_cfg.embed_dim", "24", "embed_dim must be a positive whole number"),
+        ("model_cfg.vision_cfg.image_size", 0, "image_size must be a number of pixels"),
+    ]:
+        broken = json.loads(json.dumps(good))
+        *way, last = key.split(".")
+        holder = broken
+        for part in way:
+            holder = holder[part]
+        holder[last] = value
+        (folder / "open_clip_config.json").write_text(json.dumps(broken))
+        with pytest.raises(BackboneError) as caught:
+            backbone_of(folder)
+        assert expected in str(caught.value) and "open_clip_config.json: " in str(caught.value)
+
+
+def test_a_tilde_without_a_home_is_one_line(monkeypatch):
+    monkeypatch.setattr(Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(ConfigError, match="~/model: there is no home directory"):
+        backbone_of("local-dir:~/model")

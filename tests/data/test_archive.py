@@ -68,6 +68,10 @@ def test_a_source_without_val_rows_has_no_val_set(load):
         ({"offset": np.arange(13) * 10**6}, "offset must rise"),
         ({"blob": np.zeros(9, np.float32)}, "expected uint8"),
         ({"source": np.frombuffer(b"one", np.uint8)}, "names 1 files but there are 12"),
+        ({"source": np.frombuffer(b"\xff\n" * 11, np.uint8)}, "source, .*, cannot be read"),
+        ({"source": np.arange(12)}, r"source, .* \(is int64, expected uint8"),
+        ({"offset": np.arange(13.0)}, "'offset' is float64"),
+        ({"splits": np.array(["train", "val", "eval"])}, "not known: 'eval'"),
         ({"label": np.full(12, -1)}, "'label' has a value outside"),
     ],
 )

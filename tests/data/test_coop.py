@@ -62,6 +62,14 @@ def test_a_checksum_that_fails_is_refused_and_a_published_one_warned_of(coop, tm
     assert "is not the published split file" in caplog.text
 
 
+def test_a_split_file_from_windows_is_read(coop, tmp_path):
+    """With a byte order mark, and backslashes in its paths."""
+    windows = {
+        part: [[path.replace("/", "\\"), *rest] for path, *rest in rows] for part, rows in SPLIT.items()
+    }
+    assert coop("\ufeff" + json.dumps(windows)).train.ids == [path for path, _, _ in SPLIT["train"]]
+
+
 @pytest.mark.parametrize(
     "path", ["/etc/passwd", "../secret.png", "a/../../b.png", "a\\..\\b.png", "C:/x.png", ""], ids=repr
 )
@@ -73,10 +81,22 @@ def test_paths_that_lead_out_of_the_dataset_are_refused(coop, path):
 @pytest.mark.parametrize(
     ("split", "said"),
     [
-        ("{", "is no split file"),
-        ("[]", "is no split file"),
-        ({"train": [["a.png", 0]]}, "is no split file"),
-        ({"train": [["a.png", "0", "mug"]]}, "is no split file"),
+        ("{", "no split file can be read there .*line 1 column 2"),
+        ("[]", "is no split file: expected lists of"),
+        ({"train": 3}, "train: is no list"),
+        (
+            {"train": [["b.png", 0, "mug"], ["a.png", 0]]},
+            r"train\[1\]: is no entry of a split file: \['a.png', 0\]",
+        ),
+        ({"train": [["a.png", "0", "mug"]]}, r"train\[0\]: is no entry"),
+        ({"train": [["a.png", True, "mug"]]}, r"train\[0\]: is no entry"),
+        ({"train": [["a.png", 0, " "]]}, r"train\[0\]: is no entry"),
+        ({"train": [["a\0.png", 0, "mug"]]}, r"train\[0\]\[0\]: text with a NUL"),
+        ({"train": [["a.png", 0, "mug\ud800"]]}, r"train\[0\]\[2\]: text with .* half a surrogate pair"),
+        (
+            {"train": [["a" * 5000, 0, "mug"]], "test": SPLIT["test"]},
+            "1 of the 1 images of toy/train are missing",
+        ),
         ({"train": SPLIT["train"], "test": []}, "lists no test images"),
         ({**SPLIT, "val": [["a/2.png", 0, "cup"]]}, "label 0 is called both 'mug' and 'cup'"),
         ({**SPLIT, "test": [["a/3.png", 3, "cow"]]}, "without gaps, found 0, 1, 3"),
@@ -116,7 +136,9 @@ def test_fgvc_aircraft_is_read_from_its_own_lists(config, tmp_path, write_image)
     with pytest.raises(DataError, match="'Concorde' of image '003' is not in variants"):
         load_dataset(config("coop"), tmp_path)
     (home / "images_variant_val.txt").unlink()
-    with pytest.raises(DataError, match=r"images_variant_val\.txt: cannot be read"):
+    with pytest.raises(
+        DataError, match=r"images_variant_val\.txt: no list can be read there \(no such file\)"
+    ):
         load_dataset(config("coop"), tmp_path)
 
 

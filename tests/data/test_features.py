@@ -88,6 +88,22 @@ def test_unknown_domains_name_the_nearest(load, fields, said):
         ({"text_features": np.eye(2, 7, dtype=np.float32)}, r"text_features are \[2, 7\], expected \[2, 8\]"),
         ({"logit_scale": np.float32(-1)}, "logit_scale must be one positive number"),
         ({"classes": np.array([object()], dtype=object)}, "not a readable .npz"),
+        ({"label": np.full(12, 0.7)}, "'label' is float64 .*, expected whole numbers"),
+        (
+            {"label": np.array([0, 1, -1] * 4)},
+            "'label' has a value outside 0..1, .*: -1 in row 2 and in 4 of 12",
+        ),
+        ({"label": np.int64(3)}, r"'label' has shape \[\], expected \[12\]"),
+        ({"classes": np.array(["cup", ""])}, "'classes' has '' at 1, which is no name"),
+        ({"classes": np.array(["cup", "nan"])}, "'classes' has 'nan' at 1, which is no name"),
+        ({"classes": np.array("cup")}, r"'classes' is <U3 \[\], expected texts"),
+        ({"classes": np.array(["cup", "a\0b"])}, "which is no name"),
+        ({"classes": np.array(["cup", "\ud800"])}, r"'classes' has '\\ud800' at 1"),
+        ({"domains": np.array(["photo", "photo"])}, "'domains' has a name twice"),
+        ({"splits": np.array(["train", "val", "query"])}, "not known: 'query' .*dataset.splits"),
+        ({"splits": np.array(["train", "testing", "test"])}, "both 'testing' and 'test' are test"),
+        ({"logit_scale": np.array(["13"])}, "logit_scale must be one positive number"),
+        ({"id": np.arange(12.0)}, r"'id' is float64 \[12\], expected texts"),
     ],
 )
 def test_files_that_do_not_hold_what_they_must_are_refused(load, changes, said):
@@ -140,3 +156,18 @@ def test_the_real_features_classify_as_documented(shared_data, config, domain, a
 def test_a_real_file_without_train_rows_says_so(shared_data, config):
     with pytest.raises(DataError, match="'cue_conflict' has no train rows"):
         load_dataset(config("features", path="cueconflict16.npz"), shared_data / "features")
+
+
+def test_the_words_of_the_splits_are_those_of_every_source(load):
+    usual = load(splits=np.array([b"Training", b"dev", b"testing"]), classes=np.array([b"cup", b"pen"]))
+    assert {role: len(one) for role, one in usual.sets().items()} == {
+        "train": 2,
+        "val": 2,
+        "test": 2,
+        "sketch": 2,
+    }
+    assert usual.class_names == ["cup", "pen"]
+    words = np.array(["train", "query", "gallery"])
+    said = load({"splits": {"train": "train", "test": ["query", "gallery"]}}, splits=words)
+    assert {role: len(one) for role, one in said.sets().items()} == {"train": 2, "test": 4, "sketch": 4}
+    assert load(splits=np.array(["train", "val", "test", "extra"])).val is not None, "a word without rows"

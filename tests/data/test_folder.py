@@ -6,7 +6,7 @@ import pytest
 
 from clipkal.data import load_dataset
 from clipkal.data.rows import hold_out
-from clipkal.errors import DataError
+from clipkal.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -87,8 +87,11 @@ def test_class_names_that_do_not_fit_are_listed(load, make_tree, tmp_path):
     make_tree(tmp_path / "far", {"cat": 1, "wolf": 1, "lynx": 1})
     with pytest.raises(DataError, match=r"'far' has classes that ID lacks: lynx, wolf \(ID has: cat, dog\)"):
         load({"cat": 5, "dog": 5}, ood=["far:far"])
-    with pytest.raises(DataError, match="'toy/test' has classes that train lacks: wolf"):
-        load({"train/cat": 2, "test/wolf": 1, "test/cat": 1})
+    make_tree(tmp_path / "own", {"train/cat": 2, "train/dog": 2, "test/wolf": 1, "test/cat": 1})
+    with pytest.raises(
+        DataError, match=r"'toy/test' has classes that train lacks: wolf \(train has: cat, dog\)"
+    ):
+        load({}, path="own")
 
 
 def test_folder_names_match_with_other_case_and_underscores(load, make_tree, tmp_path):
@@ -108,6 +111,7 @@ def test_class_names_shown_may_differ_from_folder_names(load):
         ({"test/a": 1}, {}, "toy: has no train folder"),
         ({"a": 1}, {}, "has no test images"),
         ({"a": 4}, {"test_fraction": 0.0}, "test_fraction above 0"),
+        ({"a": 4}, {}, "toy/a: is the only class, and at least two are needed$"),
         ({"a": 4, "b": 4}, {"ood": ["x:nowhere"]}, "nowhere: no such file or folder"),
     ],
 )
@@ -118,6 +122,10 @@ def test_missing_parts_are_named(load, counts, fields, said):
 
 def test_missing_and_empty_folders_are_named(config, tmp_path, make_tree):
     with pytest.raises(DataError, match=r"toy: no such folder; check dataset\.path"):
+        load_dataset(config("folder", path="toy"), tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"dataset\.path is not set, .*, the place of your folder of images"
+    ):
         load_dataset(config("folder"), tmp_path)
     (tmp_path / "toy").mkdir()
     with pytest.raises(DataError, match="toy: has no subfolders"):
@@ -133,10 +141,13 @@ def test_missing_and_empty_folders_are_named(config, tmp_path, make_tree):
 
 
 def test_hidden_and_foreign_files_are_no_images_and_subfolders_are_searched(load, tmp_path, make_tree):
-    make_tree(tmp_path / "toy", {"train/a/deep": 1, "train/a": 1, "train/.hidden": 1, "test/a": 1})
+    make_tree(
+        tmp_path / "toy", {"train/a/deep": 1, "train/a": 1, "train/.hidden": 1, "test/a": 1, "train/b": 1}
+    )
+    make_tree(tmp_path / "toy", {"train/a/.ipynb_checkpoints": 1})
     (tmp_path / "toy/train/a/._000.png").write_bytes(b"")
     (tmp_path / "toy/train/a/readme.md").write_bytes(b"")
-    assert load({}, val_fraction=0.0).train.ids == ["train/a/000.png", "train/a/deep/000.png"]
+    assert load({}, val_fraction=0.0).train.ids == [f"train/{i}/000.png" for i in ("a", "a/deep", "b")]
 
 
 def test_the_digest_follows_the_files_and_not_their_place(config, tmp_path, make_tree):

@@ -52,13 +52,13 @@ class FakeSplit:
         return self.rows[i]
 
 
-def split(labels, start=0, **columns):
+def split(labels, start=0, names=NAMES, **columns):
     rows = [
         {"image": {"bytes": png(start + i), "path": None}, "label": label}
         | {k: v[i] for k, v in columns.items()}
         for i, label in enumerate(labels)
     ]
-    features = {"image": None, "label": SimpleNamespace(names=NAMES)} | dict.fromkeys(columns)
+    features = {"image": None, "label": SimpleNamespace(names=names)} | dict.fromkeys(columns)
     return FakeSplit(rows, features)
 
 
@@ -146,12 +146,75 @@ def test_what_is_not_there_is_one_line(hub, config, tmp_path):
         load_dataset(config("huggingface", repository="org/no", download=True), tmp_path)
     with pytest.raises(DataError, match=r"toy: no such folder; set dataset\.repository"):
         load_dataset(config("huggingface"), tmp_path)
-    hub["org/x", None] = {"train": split([0, 1]), "test": split([0, -1])}
-    with pytest.raises(DataError, match="has images without a label"):
-        load_dataset(config("huggingface", repository="org/x"), tmp_path)
+    hub["org/x", None] = {"train": split([0, 1]), "test": split([0, 1])}
     with pytest.raises(DataError, match=r"org/x: has no column 'image' .*set dataset\.columns\.image"):
         hub["org/x", None]["train"].features.pop("image")
         load_dataset(config("huggingface", repository="org/x"), tmp_path)
+
+
+@pytest.mark.parametrize("missing", [-1, None, float("nan"), np.float64("nan")])
+@pytest.mark.parametrize("names", [NAMES, None])
+def test_a_missing_label_is_one_line_and_no_class(hub, config, tmp_path, missing, names):
+    hub["org/x", None] = {"train": split([0, 1, 2, 0], names=names), "test": split([0, missing], names=names)}
+    said = r"org/x: 1 of the 2 images of 'test' have no label \(null, empty or -1\); .*dataset\.splits="
+    with pytest.raises(DataError, match=said):
+        load_dataset(config("huggingface", repository="org/x"), tmp_path)
+    fields = {"repository": "org/x", "splits": {"train": "train"}, "class_names": ["a", "b", "c"]}
+    dataset = load_dataset(config("huggingface", **fields), tmp_path)
+    assert sorted({*dataset.train.labels.tolist(), *dataset.test.labels.tolist()}) == [0, 1, 2]
+
+
+def test_labels_that_are_text_are_the_names_and_blank_ones_are_missing(hub, config, tmp_path):
+    words = ["crow", "duck", "crow ", "duck"]
+    hub["org/x", None] = {"train": split(words, names=None), "test": split(["duck"], names=None)}
+    assert load_dataset(config("huggingface", repository="org/x"), tmp_path).class_names == ["crow", "duck"]
+    hub["org/x", None]["test"] = split(["duck", " "], names=None)
+    with pytest.raises(DataError, match="1 of the 2 images of 'test' have no label"):
+        load_dataset(config("huggingface", repository="org/x"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "said"),
+    [
+        ([0, 1, [2, 0]], [0], r"the label column 'label' holds \[2, 0\]; one whole number or text"),
+        ([0, 1, 0.5], [0], r"holds \[0\.5\]"),
+        ([0, 1, 7], [0], "'train' has the label 7 but there are 3 classes"),
+    ],
+)
+def test_labels_of_another_kind_are_refused(hub, config, tmp_path, train, test, said):
+    hub["org/x", None] = {"train": split(train), "test": split(test)}
+    with pytest.raises(DataError, match=said):
+        load_dataset(config("huggingface", repository="org/x"), tmp_path)
+
+
+def test_numbers_without_names_ask_for_class_names(hub, config, tmp_path):
+    hub["org/x", None] = {"train": split([0, 1, 2] * 3, names=None), "test": split([0, 1], names=None)}
+    with pytest.raises(
+        ConfigError, match=r"org/x: its 3 classes are called 0, 1, 2, .*dataset\.class_names="
+    ):
+        load_dataset(config("huggingface", repository="org/x"), tmp_path)
+
+
+def test_splits_whose_use_is_not_plain_are_listed(hub, config, tmp_path):
+    pytest.importorskip("clipkal.data.splits", reason="the vocabulary of splits comes with the tables")
+    hub["org/x", None] = {"train": split([0, 1, 2] * 3), "Test": split([0, 1]), "gallery": split([2])}
+    with pytest.raises((ConfigError, DataError), match=r"org/x: .*'gallery'.*dataset\.splits="):
+        load_dataset(config("huggingface", repository="org/x"), tmp_path)
+    splits = {"train": "train", "test": "gallery"}
+    assert (
+        sizes(load_dataset(config("huggingface", repository="org/x", splits=splits), tmp_path))["test"] == 1
+    )
+
+
+def test_configurations_with_other_class_names_cannot_be_joined(hub, config, tmp_path):
+    hub["org/x", "a"], hub["org/x", "b"] = (
+        {"train": split([0])},
+        {"train": split([0], names=[*NAMES[::-1], "x"])},
+    )
+    with pytest.raises(
+        DataError, match="'b/train' has other class names, or in another order, than 'a/train'"
+    ):
+        load_dataset(config("huggingface", repository="org/x", configs=["a", "b"]), tmp_path)
 
 
 def test_a_column_that_holds_no_images_is_refused(hub, config, tmp_path):

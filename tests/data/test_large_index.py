@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import time
 import tracemalloc
 
@@ -46,7 +45,7 @@ def test_a_hundred_thousand_images_are_looked_at_once_and_never_opened(tmp_path,
         raise AssertionError("an image was opened")
 
     monkeypatch.setattr(images, "open_image", refuse)
-    monkeypatch.setattr(pathlib.os, "stat", counted)
+    monkeypatch.setattr(os, "stat", counted)
     task = load_and_draw(cfg)
     assert (len(task.shots), len(task.val), len(task.test)) == (1600, 400, 25_000)
     assert 100_000 <= len(looked) <= 200_100

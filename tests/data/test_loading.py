@@ -91,6 +91,22 @@ def test_corrupted_sets_are_copies_of_the_test_set(config, make_tree, tmp_path):
     assert len(digests) == len(dataset.sets())
 
 
+@pytest.mark.parametrize(
+    ("names", "warned"),
+    [("1 2 10", True), ("n01440764 n01443537", True), ("1 two", False), ("zero one", False)],
+)
+def test_folders_called_by_numbers_are_warned_of(config, make_tree, tmp_path, caplog, names, warned):
+    make_tree(tmp_path / "toy", {f"{part}/{name}": 1 for part in ("train", "test") for name in names.split()})
+    load_dataset(config("folder", val_fraction=0.0), tmp_path)
+    assert (
+        "means nothing to a text tower; name them in this order: 'dataset.class_names=[" in caplog.text
+    ) == warned
+    caplog.clear()
+    shown = {name: f"kind {name}" for name in names.split()}
+    load_dataset(config("folder", val_fraction=0.0, class_names=shown), tmp_path)
+    assert not caplog.records
+
+
 def test_importing_the_room_is_cheap():
     """What is heavy, the world among it, is imported where it is used."""
     heavy = {"sklearn", "scipy", "torchvision", "matplotlib", "open_clip", "pandas"}

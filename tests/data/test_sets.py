@@ -115,5 +115,37 @@ def test_a_dataset_checks_its_sets_against_its_classes():
         dataset(text_features=unit(2))
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a"], r"toy: has 1 class \(a\); at least two are needed"),
+        (["crow", "crow", "crow", "duck"], "3 of 4 classes share a name: 'crow', 'crow', 'crow'"),
+        (["crow", "Crow ", "polar_bear", "CROW"], "3 of 4 classes share a name: 'crow', 'Crow ', 'CROW'"),
+        (["crow", " "], "class 1 is called ' ', which is no name"),
+        (["crow", "a\0"], r"class 1 is called 'a\\x00', which is no name"),
+        (["crow", "\ud800"], r"class 1 is called '\\ud800', which is no name"),
+    ],
+)
+def test_class_names_that_are_no_task_are_refused(names, said):
+    one = image_set(1)
+    with pytest.raises(DataError, match=said):
+        Dataset("toy", names, [["x"]] * len(names), one, None, one, {})
+
+
+def test_two_classes_of_one_name_are_said_once(caplog):
+    one = image_set(1)
+    for _ in range(2):
+        Dataset("pairs", ["missile", "mug", "Missile"], [["x"]] * 3, one, None, one, {})
+    assert [record.message for record in caplog.records] == [
+        "pairs: classes that share a name, which zero-shot cannot tell apart: 'missile' and 'Missile'"
+    ]
+
+
+def test_ids_that_no_file_can_hold_are_refused():
+    for bad in ("a\0b", "\ud800"):
+        with pytest.raises(DataError, match="is no text that a file can hold"):
+            ImageSet("toy", ["a", bad], torch.tensor([0, 1]), decode_grey, "")
+
+
 def test_occurring_classes_are_the_label_space_of_a_partial_set():
     assert occurring_classes(torch.tensor([5, 1, 5])) == [1, 5]

@@ -10,7 +10,8 @@ from PIL import Image
 
 from clipkal.config import compose
 from clipkal.data import load_dataset
-from clipkal.data.spec import CLASS_MAPS, read_spec
+from clipkal.data.class_files import CLASS_MAPS
+from clipkal.data.spec import read_spec
 from clipkal.errors import ConfigError, DataError
 
 
@@ -46,7 +47,10 @@ def test_a_class_map_names_the_classes_and_leaves_the_others_out(load, make_tree
             r"1 of the 2 classes .* are not there: fox; is it unpacked whole",
         ),
         ({"class_map": "absent.json"}, "no class map can be read there"),
-        ({"class_map": {"wolf": ["dog", "cat"]}}, "must map each class of the OOD set to one class of ID"),
+        (
+            {"class_map": {"wolf": ["dog", "cat"]}},
+            r"far\.class_map: 'wolf' must be given one name as text, not \['dog', 'cat'\]",
+        ),
         ({"class_map": {}}, "must map each class"),
         (
             {"path": "nowhere"},
@@ -233,3 +237,48 @@ def test_real_photographs_have_real_cue_conflicts_as_ood(shared_data, config):
     assert {dataset.class_names[label] for label in one.labels.tolist()} == set(CUES.values())
     assert torch.bincount(one.labels).max() == 10
     assert one.decode(0).size == (112, 112)
+
+
+@pytest.mark.parametrize(
+    ("data", "labels", "said"),
+    [
+        (np.zeros((2, 4, 4, 3), np.uint8), np.array([0.0, 1.0]), "labels are float64"),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.array([0, -1]), r"images without a label \(-1\), the first: 1"),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.int64(0), r"labels are int64 \[\]"),
+        (np.zeros((2, 0, 4, 3), np.uint8), np.array([0, 1]), r"holds uint8 \[2, 0, 4, 3\]"),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 2]), "classes that ID lacks: 0, 2"),
+    ],
+)
+def test_arrays_that_do_not_hold_what_they_must_are_refused(load, tmp_path, data, labels, said):
+    np.save(tmp_path / "far_data.npy", data)
+    np.save(tmp_path / "far_labels.npy", labels)
+    with pytest.raises(DataError, match=said):
+        load(ood=["far:far_data.npy"])
+
+
+def test_several_arrays_in_place_of_one_are_refused(load, tmp_path):
+    np.savez(tmp_path / "far.npz", data=np.zeros(2))
+    (tmp_path / "far.npz").rename(tmp_path / "far_data.npy")
+    with pytest.raises(DataError, match=r"is not a \.npy file but an \.npz"):
+        load(ood=["far:far_data.npy"])
+
+
+def test_numbers_stand_for_the_classes_in_order_only_where_none_of_them_is_a_class(
+    config, make_tree, tmp_path
+):
+    """Folders 1, 2, 3 of ID beside 0, 1, 2 of the OOD set: 0 cannot be told to be 1 when 1 is there too."""
+    make_tree(tmp_path / "toy", {f"{split}/{n}": 2 for split in ("train", "test") for n in (1, 2, 3)})
+    make_tree(tmp_path / "far", {"0": 1, "1": 1, "2": 1})
+    with pytest.raises(DataError, match=r"classes that ID lacks: 0 \(ID has: 1, 2, 3\)"):
+        load_dataset(config("folder", ood=["far:far"], val_fraction=0.0), tmp_path)
+
+
+def test_a_table_elsewhere_speaks_the_same_words_for_splits(load, make_tree, tmp_path):
+    make_tree(tmp_path / "far", {"cat": 2})
+    text = "path,label,split\ncat/000.png,cat,Testing\ncat/001.png,cat,"
+    for word, count in (("train", 1), ("TESTING", 2)):
+        (tmp_path / "far/far.csv").write_text(text + word + "\n")
+        assert len(load(ood=["far:far/far.csv"]).ood["far"]) == count
+    (tmp_path / "far/far.csv").write_text(text + "query\n")
+    with pytest.raises(DataError, match="role is not known: 'query'"):
+        load(ood=["far:far/far.csv"])

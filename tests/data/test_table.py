@@ -187,6 +187,155 @@ def test_missing_images_and_files_are_named(table, load, tmp_path):
         load("toy/absent.csv")
 
 
+def spread(label="{}", path="{}", head="path,label", count=4):
+    """Text of a table of the images cat/0.png, … and dog/0.png, …"""
+    names = [(f"{name}/{i}.png", name) for name in ("cat", "dog") for i in range(count)]
+    return "\n".join([head, *(f"{path.format(p)},{label.format(n)}" for p, n in names)]) + "\n"
+
+
+@pytest.fixture
+def written(tmp_path, write_image, load):
+    """Loads a table whose text is given; its images are there."""
+    for name in ("cat", "dog"):
+        for i in range(4):
+            write_image(tmp_path / f"toy/{name}/{i}.png", seed=i)
+
+    def written(text, encoding="utf-8", **fields):
+        (tmp_path / "toy/list.csv").write_bytes(text.encode(encoding))
+        return load(val_fraction=0.0, **fields)
+
+    return written
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        spread(),
+        "\ufeff" + spread('"{}"', '"{}"', '"path","label"').replace("\n", "\r\n"),
+        spread(" {} ", "{}", "path, label "),
+        spread(' "{}"', '"{}"', '"path", "label"'),
+        spread("{},", "{}"),
+        spread("{},", "{}", "path,label,"),
+        spread().replace("/", "\\"),
+        spread("{},7", "{}", "path,label,"),
+        spread() + "\n,\n",
+    ],
+    ids=["plain", "mark", "blanks", "quotes", "commas", "column", "windows", "unnamed", "empty lines"],
+)
+def test_tables_as_people_and_programs_write_them(written, text):
+    dataset = written(text)
+    assert (dataset.class_names, sizes(dataset)) == (["cat", "dog"], {"train": 4, "test": 4})
+    assert set(dataset.train.ids + dataset.test.ids) == {
+        f"{n}/{i}.png" for n in ("cat", "dog") for i in range(4)
+    }
+    assert dataset.train.labels.tolist() == [n.startswith("dog") for n in dataset.train.ids]
+
+
+def test_absolute_paths_inside_the_folder_are_shortened(written, tmp_path):
+    assert written(spread(path=f"{tmp_path}/toy/{{}}")).train.ids[0].startswith("cat/")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (spread(label="{},7"), "line 2: 3 cells where the header names 2"),
+        (spread().replace("cat/1.png,cat", "cat/1.png"), "line 3: 1 cells where the header names 2"),
+        (spread("{},x", head="path,label,label"), "two columns are called 'label'"),
+        (spread().replace("cat/1.png,cat", "cat/1.png,c\0t"), "line 3: a NUL in a cell"),
+        (spread(label='"{}'), "line .*: "),
+        (
+            spread().replace(",", ";"),
+            r"no column 'path' \(it has path;label\); separate its columns with commas",
+        ),
+        (
+            spread().replace("0.png,cat", "0.png,"),
+            r"1 of 8 rows have no label \(''\), the first: row 0 \(cat/0.png\)",
+        ),
+        (spread().replace(",dog", ",NaN"), "4 of 8 rows have no label"),
+        (spread().replace(",dog", ",-1"), "4 of 8 rows have no label"),
+        (spread().replace("1.png,cat", "1.png,Cat"), "are the classes 'Cat' and 'cat' one"),
+        (spread().replace(",cat", ",1").replace(",dog", ",1.0"), "are the classes '1' and '1.0' one"),
+        (spread(label="bird"), "has 1 class"),
+        (spread().replace("cat/1.png", "cat/./0.png"), "cat/0.png and cat/./0.png are the same file"),
+        (spread().replace("cat/1.png", "cat"), "no regular files .*: cat"),
+    ],
+)
+def test_tables_whose_cells_are_not_what_they_seem_are_refused(written, text, said):
+    with pytest.raises(DataError, match=said):
+        written(text)
+
+
+def test_a_table_in_another_encoding_is_refused(written):
+    with pytest.raises(DataError, match="it is no UTF-8; save it as UTF-8"):
+        written(spread(), "utf-16")
+
+
+def test_a_label_that_looks_like_none_is_a_class_where_it_has_a_name(written):
+    dataset = written(
+        spread().replace(",cat", ",-1").replace(",dog", ",1"), class_names={"-1": "off", "1": "on"}
+    )
+    assert dataset.class_names == ["off", "on"]
+    assert written(spread().replace(",cat", ",NA").replace(",dog", ",None")).class_names == ["NA", "None"]
+
+
+def test_labels_with_decimals_are_in_the_order_of_their_numbers(written):
+    assert written(spread().replace(",cat", ",10.0").replace(",dog", ",2.0")).class_names == ["2.0", "10.0"]
+
+
+def test_labels_whose_accents_are_written_in_two_ways_are_one_class(written):
+    text = spread().replace("0.png,cat", "0.png,e\u0301").replace(",cat", ",\u00e9")
+    assert written(text).class_names == ["dog", "\u00e9"]
+
+
+def test_files_are_found_whichever_way_the_disk_writes_accents(table, load, tmp_path):
+    table(plain())
+    rows = (tmp_path / "toy/list.csv").read_text().replace("b-0", "e\u0301-0")
+    for image in (tmp_path / "toy").glob("*/b-0.png"):
+        image.rename(image.with_name("\u00e9-0.png"))
+    (tmp_path / "toy/list.csv").write_text(rows, encoding="utf-8")
+    dataset = load()
+    assert dataset.train.ids[0] == "train/e\u0301-0.png"
+    assert dataset.train.decode(0).size == (9, 7)
+
+
+@pytest.mark.parametrize("words", [("Training", "validation", "TESTING"), ("train", "dev", "test")])
+def test_the_usual_words_for_splits_are_understood(table, load, words):
+    table(plain(4, words))
+    assert sizes(load()) == {"train": 8, "val": 8, "test": 8}
+
+
+def test_rows_of_an_unknown_split_are_never_left_out_without_a_word(table, load):
+    table(plain(4, ("train", "query", "gallery")))
+    with pytest.raises(
+        DataError, match=r"'split' whose role is not known: 'query', 'gallery' .*dataset\.splits"
+    ):
+        load()
+    assert sizes(load(splits={"train": "train", "test": ["query", "gallery"]}, val_fraction=0.0)) == {
+        "train": 8,
+        "test": 16,
+    }
+    table(plain(4, ("train", "val", "dev")))
+    with pytest.raises(DataError, match="both 'val' and 'dev' are val"):
+        load()
+    table(plain(4, ("train", "")))
+    with pytest.raises(DataError, match="role is not known: ''"):
+        load()
+
+
+def test_sets_that_share_images_with_train_are_refused(table, load):
+    table(plain())
+    with pytest.raises(DataError, match=r"8 images are both in train and in test \(train/a-0\.png"):
+        load(splits={"train": "train", "test": ["train", "test"]})
+    with pytest.raises(DataError, match="both in train and in far"):
+        load(splits={"train": "train", "test": "test", "far": "train"})
+
+
+def test_rows_without_a_domain_are_refused(table, load):
+    table(rows_of(*((f"{i}.png", "ab"[i % 2], "train", "sky" if i else "") for i in range(4))))
+    with pytest.raises(DataError, match=r"1 of 4 rows have no domain .*: 0;"):
+        load()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -211,6 +360,9 @@ def test_files_that_are_no_such_table_are_refused(load, tmp_path, write_image, c
         ({"columns": {"label": "labels"}}, "did you mean 'label'"),
         ({"columns": {"lable": "label"}}, "did you mean 'label'"),
         ({"columns": {"path": "{pth}.png"}}, "did you mean 'path'"),
+        ({"columns": {"path": "{path"}}, "no pattern of columns"),
+        ({"columns": {"path": "{path:d}"}}, "no pattern of columns"),
+        ({"columns": {"path": "{}"}}, "'' is unknown"),
         ({"splits": {"train": {"year": "2012"}}}, "column 'year' is unknown"),
     ],
 )

@@ -39,13 +39,17 @@ def test_validation_is_an_explicit_choice(dataset, validation, size):
     assert (None if task.val is None else len(task.val)) == size
 
 
-@pytest.mark.parametrize("shots", ["all", -1])
-def test_all_shots_are_all_images(dataset, shots):
-    task = draw_task(dataset, shots, 1, "fewshot")
+def test_all_shots_are_all_images(dataset):
+    task = draw_task(dataset, "all", 1, "fewshot")
     assert (len(task.shots), len(task.val), task.record["shots"]) == (12, 10, "all")
 
 
-@pytest.mark.parametrize("shots", [0, "some", 1.5, True, None])
+@pytest.mark.parametrize("seed", [2**63, 2**64, 10**40])
+def test_the_draw_takes_a_seed_of_any_size(dataset, seed):
+    assert draw_task(dataset, 2, seed).record["seed"] == seed
+
+
+@pytest.mark.parametrize("shots", [0, -1, -3, "some", "3", 1.5, 2.0, True, None, [3]])
 def test_a_number_of_shots_that_means_nothing_is_refused(dataset, shots):
     with pytest.raises(ConfigError, match=r"fewshot\.shots"):
         draw_task(dataset, shots, 1)

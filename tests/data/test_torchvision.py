@@ -169,6 +169,20 @@ def test_a_damaged_file_is_refused(cifar):
         load_dataset(cifar_config(), cifar)
 
 
+@pytest.mark.parametrize("content", [b"", b"[1, 2]", pickle.dumps([1, 2]), pickle.dumps({"data": 3})])
+def test_a_file_of_another_kind_is_refused(cifar, monkeypatch, content):
+    (cifar / "cifar10/cifar-10-batches-py/test_batch").write_bytes(content)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [["test_batch", None]])
+    with pytest.raises((DataError, ConfigError), match=r"torchvision.*CIFAR10"):
+        load_dataset(cifar_config(), cifar)
+
+
+def test_labels_that_are_no_whole_numbers_are_refused(config, tmp_path, monkeypatch):
+    stand_in(monkeypatch, y=[0.5, 1.0] * 20, classes=["one", "two"])
+    with pytest.raises(ConfigError, match="is no dataset of one label an image"):
+        load_dataset(config("torchvision", torchvision="Dots"), tmp_path)
+
+
 def test_datasets_with_named_splits_keep_them(config, tmp_path, make_tree, monkeypatch):
     class Leaves(torchvision.datasets.ImageFolder):
         def __init__(self, root, split="train", download=False):
@@ -203,6 +217,56 @@ def test_a_dataset_without_splits_is_divided_like_a_folder(config, tmp_path, mon
     assert {role: len(one) for role, one in dataset.sets().items()} == {"train": 20, "val": 4, "test": 16}
     number = int(dataset.test.ids[3].removeprefix("train/"))
     assert dataset.test.decode(3).getpixel((0, 0)) == (number,) * 3
+
+
+def stand_in(monkeypatch, **attributes):
+    """A torchvision dataset of 40 images of four classes that says what its classes are called by `attributes`."""
+
+    class Dots(torchvision.datasets.VisionDataset):
+        def __init__(self, root, transform=None):
+            super().__init__(root)
+            self.y = [i % 4 for i in range(40)]
+            vars(self).update(attributes)
+
+        def __getitem__(self, i):
+            return Image.new("L", (5, 4), i), self.y[i]
+
+    monkeypatch.setattr(torchvision.datasets, "Dots", Dots, raising=False)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {
+            "classes": [("tench", "Tinca tinca"), ("cock",), ("church",), ("gas pump", "petrol pump")]
+        },  # Imagenette
+        {"categories": ["tench", "cock", "church", "gas pump"]},  # Caltech101
+        {"class_to_idx": {"gas pump": 3, "church": 2, "tench": 0, "cock": 1}},  # LFWPeople
+    ],
+)
+def test_class_names_are_found_wherever_torchvision_keeps_them(config, tmp_path, monkeypatch, attributes):
+    stand_in(monkeypatch, **attributes)
+    cfg = config("torchvision", torchvision="Dots", templates=["a {}."])
+    dataset = load_dataset(cfg, tmp_path)
+    assert dataset.class_names == ["tench", "cock", "church", "gas pump"]
+    further = (
+        [["a tench.", "a Tinca tinca."], ["a cock."]]
+        if "classes" in attributes
+        else [["a tench."], ["a cock."]]
+    )
+    assert dataset.prompts[:2] == further
+    cfg.class_names = ["w", "x", "y", "z"]
+    assert load_dataset(cfg, tmp_path).prompts == [["a w."], ["a x."], ["a y."], ["a z."]]
+
+
+@pytest.mark.parametrize("attributes", [{}, {"classes": ["too", "few"]}])  # GTSRB has none
+def test_a_dataset_with_numbers_only_asks_for_class_names(config, tmp_path, monkeypatch, attributes):
+    stand_in(monkeypatch, **attributes)
+    said = r"torchvision's Dots: its 4 classes are called 0, 1, 2 and 1 more.*'dataset\.class_names=\["
+    with pytest.raises(ConfigError, match=said):
+        load_dataset(config("torchvision", torchvision="Dots"), tmp_path)
+    named = config("torchvision", torchvision="Dots", class_names=["0", "1", "2", "3"])
+    assert load_dataset(named, tmp_path).class_names == ["0", "1", "2", "3"], "whoever says so may"
 
 
 @pytest.mark.parametrize(

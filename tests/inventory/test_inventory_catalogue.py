@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 from omegaconf import OmegaConf
+from PIL import Image
 
 from clipkal.config import compose
+from clipkal.data import load_dataset
 from clipkal.data.coop import LAYOUTS
 from clipkal.data.spec import read_spec
 from clipkal.errors import ConfigError
@@ -49,6 +51,19 @@ def test_the_quick_reading_of_a_file_agrees_with_hydra(name):
             assert {shift: at.path for shift, at in composed.shifts.items()} == paths
         else:
             assert composed[key] == quick[key]
+
+
+def test_domainnet_is_read_with_its_class_called_train(tmp_path):
+    pytest.importorskip("clipkal.data.splits", reason="such a class comes with the trees")
+    domains = FACTS["domainnet"].domains
+    for place in (tmp_path / "domain_net" / domain / name for domain in domains for name in ("bus", "train")):
+        place.mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGB", (4, 4), (i, 0, 0)).save(place / f"{i}.png")
+    dataset = load_dataset(compose(["dataset=domainnet"]).dataset, tmp_path)
+    assert (dataset.class_names, set(dataset.ood)) == (["bus", "train"], set(domains) - {"real"})
+    assert missing(entry("domainnet"), tmp_path) == []
+    assert sum(domains.values()) == 586_575, "the cleaned version"
 
 
 def test_an_unknown_dataset_is_met_with_the_nearest():

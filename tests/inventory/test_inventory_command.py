@@ -1,13 +1,18 @@
 """`clipkal-data`: list, check, shots and preview, on whole and on broken datasets."""
 
 import json
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
-from clipkal.config import compose
+from clipkal.config import compose, conf_dir
 from clipkal.inventory.command import main
 from clipkal.inventory.facts import FACTS, Facts
 from clipkal.inventory.shots import draw
@@ -147,8 +152,8 @@ def test_check_counts_a_domain_over_all_its_splits(capsys, tmp_path, monkeypatch
     domains = {"photo": 10, "art_painting": 3, "cartoon": 3, "sketch": 2}
     for domain, count in domains.items():
         for i in range(count):
-            write_image(tmp_path / "PACS" / domain / "dog" / f"{i}.png")
-    monkeypatch.setitem(FACTS, "pacs", Facts(1, domains={**domains, "sketch": 3}))
+            write_image(tmp_path / "PACS" / domain / ("dog" if i else "cat") / f"{i}.png")
+    monkeypatch.setitem(FACTS, "pacs", Facts(2, domains={**domains, "sketch": 3}))
     said = refused(capsys, "check", "pacs", "--root", tmp_path)
     assert said.splitlines()[0] == "clipkal-data: sketch: 2 images where 3 are known"
     main(["check", "pacs", "--root", str(tmp_path), "dataset.ood=[photo]", "dataset.id_domain=cartoon"])
@@ -158,6 +163,13 @@ def test_check_counts_a_domain_over_all_its_splits(capsys, tmp_path, monkeypatch
 def test_check_refuses_a_split_file_with_another_checksum(capsys, coop):
     said = refused(capsys, "check", "food101", "--root", coop, "dataset.split_sha256=abc")
     assert "not dataset.split_sha256=abc" in said
+
+
+def test_check_of_a_split_file_of_your_own_compares_with_nothing(capsys, coop):
+    home = coop / "food-101"
+    (home / "split_zhou_Food101.json").rename(home / "split_zhou_Soups.json")
+    main(["check", "caltech101", f"dataset.path={home}", "dataset.split_sha256=null"])
+    assert "caltech101 is whole: 2 classes, all 12 decoded" in capsys.readouterr().out
 
 
 def test_shots_are_byte_for_byte_those_of_a_run(capsys, tmp_path):
@@ -177,6 +189,83 @@ def test_anothers_shot_list_is_taken_over(capsys, tmp_path):
     capsys.readouterr()
     main(["shots", "digits", f"fewshot.shot_list={out}"])
     assert json.loads(capsys.readouterr().out)["train"] == json.loads(out.read_text())["train"]
+
+
+@pytest.fixture
+def own_options(tmp_path):
+    """A folder for --config-dir that describes a dataset called [mine], and its images below data [1]."""
+    folder = tmp_path / "my conf"
+    (folder / "dataset").mkdir(parents=True)
+    (folder / "dataset/mine.yaml").write_text("# Birds [red].\nname: '[mine]'\nsource: folder\npath: birds\n")
+    for name in ("crow", "duck"):
+        for i in range(10):
+            write_image(tmp_path / "data [1]/birds" / name / f"{i}.png", i)
+    return ["--config-dir", str(folder), "--root", str(tmp_path / "data [1]")]
+
+
+def test_options_of_your_own_are_known_and_no_bracket_is_taken_for_markup(capsys, own_options):
+    main(["list", *own_options])
+    said = capsys.readouterr().out
+    assert re.search(r"mine .*there +Birds \[red\]", said)
+    assert "data [1]" in said
+    main(["check", "mine", *own_options])
+    assert "[mine] is whole: 2 classes, all 20 decoded" in capsys.readouterr().out
+    main(["shots", "digits", "--shots", "1", "fewshot.transfer=[mine]", *own_options])
+    assert json.loads(capsys.readouterr().out)["transfer"] == {"mine": {"images": 8, "classes": 2}}
+
+
+def test_a_run_finds_transfer_sets_among_your_own_options(own_options, monkeypatch):
+    folder, root = own_options[1], own_options[3]
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        words = ["dataset=digits", "fewshot.transfer=[mine]", f'hydra.searchpath=["file://{folder}"]']
+        HydraConfig.instance().set_config(hydra_compose("config", words, return_hydra_config=True))
+    cfg = compose(words[:2], folder)
+    cfg.data.root = root
+    assert list(draw(cfg).transfer) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("- a list", "does not describe a dataset"),
+        ("a: [", "does not describe a dataset"),
+        ("defaults: [folders]\nname: x", "defaults: dataset 'folders' is unknown; did you mean 'folder'?"),
+        ("defaults: [mine]", "does not describe a dataset"),
+        ("\ufffe", None),
+    ],
+)
+def test_a_broken_option_of_your_own_is_one_line(capsys, own_options, content, said):
+    path = Path(own_options[1]) / "dataset/mine.yaml"
+    path.write_bytes(content.encode("utf-8" if said else "utf-16-le"))
+    line = refused(capsys, "list", *own_options)
+    assert line.startswith(f"clipkal-data: {path}: {said or 'no dataset can be read there'}")
+    assert len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["plain.json", "a=b, [1].json", "it's (1) {x}.json", 'say "it".json', "a b\\.json"]
+)
+def test_the_command_that_is_printed_finds_the_shots_again(capsys, tmp_path, name):
+    main(
+        [
+            "shots",
+            "digits",
+            "--shots",
+            "1",
+            "--seed",
+            "3",
+            "dataset.ood=[neon]",
+            "--out",
+            str(tmp_path / name),
+        ]
+    )
+    told, command = capsys.readouterr().out.splitlines()
+    assert told.startswith(str(tmp_path / name))
+    program, *words = shlex.split(command.removeprefix("to learn from them: "))
+    cfg = compose(words)
+    assert (program, cfg.fewshot.shot_list, cfg.seed) == ("clipkal", str(tmp_path / name), 3)
+    assert draw(cfg).record["train"] == json.loads((tmp_path / name).read_text(encoding="utf-8"))["train"]
 
 
 def test_preview_draws_shots_test_and_shifts(capsys, tmp_path):
@@ -204,16 +293,27 @@ def test_preview_of_a_folder_shows_a_broken_image_and_names_it(capsys, tree, tmp
         (["check", "digits", "dataset.ood=[neno]"], "did you mean 'neon'?"),
         (["check", "digits", "neon"], "neither an option nor a setting"),
         (["check", "digits", "--worker-count=3"], "neither an option nor a setting"),
-        (["check", "digits", "--workers", "0"], "not a number from 1 on"),
+        (["check", "digits", "--workers", "0"], "not a number from 1 to 99999"),
         (["shots", "digits", "--shots", "0"], "give a number from 1 on, or all"),
         (["shots", "digits", "--shots", "many"], "give a number from 1 on, or all"),
+        (["shots", "digits", "--shots", "--5"], "expected one argument"),
+        (["shots", "digits", "--shots=--5"], "give a number from 1 on, or all"),
+        (["shots", "digits", "--shots=-3"], "give a number from 1 on, or all"),
+        (["shots", "digits", "--shots", "2.0"], "give a number from 1 on, or all"),
+        (["shots", "digits", "--seed", "-1"], "seeds count from 0"),
+        (["shots", "digits", "--seed", "one"], "invalid int value: 'one'"),
+        (["check", "digits", "--config-dir", "/nowhere"], "--config-dir /nowhere: no such folder"),
+        (["checks", "digits"], "invalid choice: 'checks'"),
+        (["check"], "the following arguments are required: NAME"),
         (["shots", "digits", "--shots", "500"], "fewer than fewshot.shots=500"),
         (["preview", "digits", "--out", "sheet.pdf"], "must end in .png, .jpg or .webp"),
-        (["check", "archive"], "no such file; dataset.path must name"),
+        (["check", "archive"], "dataset.path is not set, and "),
     ],
 )
 def test_bad_input_is_met_with_one_clear_line(capsys, words, said):
-    assert said in refused(capsys, *words)
+    line = refused(capsys, *words)
+    assert said in line
+    assert len(line.splitlines()) == 1
 
 
 def test_help_teaches_with_examples(capsys):

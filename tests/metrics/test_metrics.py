@@ -240,3 +240,15 @@ def test_risk_coverage_shapes_and_errors() -> None:
     for coverage in (0, 1.1, math.nan):
         with pytest.raises(ValueError, match="coverage"):
             risk_at_coverage([0.5], [1], coverage)
+
+
+def test_ece_is_torchmetrics_binary_calibration_error_to_the_last_digit() -> None:
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    generator = torch.Generator().manual_seed(0)
+    for n, classes, bins in ((1, 2, 15), (7, 3, 1), (400, 10, 15), (900, 24, 40)):
+        probs = (4 * torch.randn(n, classes, generator=generator, dtype=torch.float64)).softmax(1)
+        labels = torch.randint(0, classes, (n,), generator=generator)
+        right = (probs.argmax(1) == labels).long()
+        expected = binary_calibration_error(probs.amax(1), right, n_bins=bins, norm="l1").item()
+        assert ece(probs, labels, bins) == expected

@@ -52,6 +52,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Any]]] = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_gpu_takes_the_steps_of_the_cpu(name: str) -> None:
+    if name == "sam":
+        pytest.importorskip("pytorch_optimizer")
     make_model, make = CASES[name]
     there, here = make_model().cuda(), make_model()
     here.load_state_dict({key: value.cpu() for key, value in there.state_dict().items()})

@@ -83,7 +83,8 @@ def write_run(root: Path, finished: bool = True, folder: str = "", version: int 
     if run["method"] == "adamw":
         run |= {"optimizer": "adamw", "predictive": "plugin"}
     name = folder or f"{run['shots']}shot-seed{run['seed']}"
-    path = root / str(run["dataset"]) / str(run["backbone"]) / str(run["method"]) / name
+    words = (str(run[key])[:40] for key in ("dataset", "backbone", "method"))
+    path = root.joinpath(*(word.replace("/", "-").encode(errors="replace").decode() for word in words), name)
     identity = digest(json.dumps(run, sort_keys=True), name)[:16]
     result = evaluation(
         str(run["method"]), run["shots"] if isinstance(run["shots"], int) else 64, run["seed"], **options

@@ -87,10 +87,13 @@ def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(tmp_path: Pat
     write_run(tmp_path, n=20, adapter="linear")
     write_run(tmp_path, n=20, adapter="lora", folder="4shot-seed1,adapter=lora")
     write_run(tmp_path, n=20, seed=2, folder="4shot-seed2,optimizer.scale=frozen")
+    said = {"folder": "4shot-seed3--optimizer.prior-1", "overrides": ["adapter=linear", "optimizer.prior=1"]}
+    write_run(tmp_path, n=20, seed=3, **said)
     assert {row.label for row in aggregate(collect([tmp_path]).runs)} == {
         "kalman (adapter=linear)",
         "kalman (adapter=lora)",
-        "kalman (adapter=linear, optimizer.scale=frozen)",
+        "kalman (adapter=linear, optimizer.scale=frozen)",  # of clipkal 0.1, which had it in the path only
+        "kalman (adapter=linear, optimizer.prior=1)",
     }
 
 

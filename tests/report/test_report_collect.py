@@ -8,6 +8,7 @@ import pytest
 from synthetic_runs import write_run
 
 from clipkal.errors import DataError
+from clipkal.files import sha256
 from clipkal.report.collect import collect
 
 
@@ -54,19 +55,39 @@ def test_nothing_to_report_is_one_clear_line(tmp_path: Path) -> None:
         collect([tmp_path])
 
 
-def test_other_schema_versions_and_damage_are_errors(tmp_path: Path) -> None:
+def test_other_schema_versions_and_damage_are_named_and_left_out(tmp_path: Path) -> None:
     write_run(tmp_path, n=20)
     path = write_run(tmp_path, n=20, seed=2, version=2)
-    with pytest.raises(DataError, match=r"seed2.*schema version 2.*cannot mix"):
-        collect([tmp_path])
-    results = json.loads((path / "results.json").read_text())
+    assert [run.run["seed"] for run in collect([tmp_path]).runs] == [1]
+    (line,) = collect([tmp_path]).damaged
+    assert "seed2" in line and "schema version 2" in line
+    results = json.loads((path / "results.json").read_text()) | {"schema_version": 1}
     for broken in (
         "{",
         "[]",
         '"text"',
+        "[" * 100_000,
         json.dumps({"schema_version": 1}),
-        json.dumps(results | {"schema_version": 1, "run": {}}),
+        json.dumps(results | {"run": {}}),
+        json.dumps(results | {"sets": {"test": {"role": "id", "predictive": {"plugin": {"accuracy": 1}}}}}),
+        json.dumps(results | {"detection": {"a": 1}}),
+        json.dumps(results | {"x": float("nan")}),
     ):
         (path / "results.json").write_text(broken)
-        with pytest.raises(DataError, match="seed2"):
-            collect([tmp_path])
+        (line,) = collect([tmp_path]).damaged
+        assert "seed2/results.json" in line and "\n" not in line
+    (path / "results.json").write_text(json.dumps(results))
+    assert len(collect([tmp_path]).runs) == 2
+
+
+def test_a_results_file_that_was_edited_is_left_out(tmp_path: Path) -> None:
+    path = write_run(tmp_path, n=20)
+    write_run(tmp_path, n=20, seed=2)
+    marker = {"run_id": "x", "files": {"results.json": sha256(path / "results.json")}}
+    (path / "finished.json").write_text(json.dumps(marker))
+    assert len(collect([tmp_path]).runs) == 2
+    with (path / "results.json").open("a") as file:
+        file.write(" ")
+    assert "its digest in finished.json is another" in collect([tmp_path]).damaged[0]
+    (path / "finished.json").write_text("{")
+    assert "seed1/finished.json cannot be read" in collect([tmp_path]).damaged[0]

@@ -1,12 +1,19 @@
 """`clipkal-report` from the outside: what it prints, writes and refuses."""
 
+import html
+import os
 import re
+import subprocess
+import sys
+import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from synthetic_runs import write_run
 
 from clipkal.report.command import main
+from clipkal.report.table import LEGEND
 
 
 def test_writes_the_report_and_names_it(outputs: Path, tmp_path: Path, capsys) -> None:
@@ -67,8 +74,12 @@ def test_mixed_schemas_and_unwritable_places_are_one_line(tmp_path: Path, capsys
         main([str(tmp_path / "runs"), "--no-figures", "--out", str(tmp_path / "file")])
     assert stop.value.code == 2 and capsys.readouterr().err.count("\n") == 1
     write_run(tmp_path / "runs", n=20, seed=2, version=9)
+    main([str(tmp_path / "runs"), "--no-figures"])
+    captured = capsys.readouterr()
+    assert "1 run · 1 damaged left out" in captured.out
+    assert captured.err.startswith("clipkal-report: left out: ") and "schema version 9" in captured.err
     with pytest.raises(SystemExit) as stop:
-        main([str(tmp_path / "runs")])
+        main([str(tmp_path / "runs" / "digits/mini/kalman/4shot-seed2")])
     assert stop.value.code == 2 and "schema version 9" in capsys.readouterr().err
 
 
@@ -77,6 +88,63 @@ def test_help_teaches(capsys) -> None:
         main(["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0 and "clipkal-report outputs" in text and "index.html" in text
+
+
+NASTY = [
+    "a$b$c",
+    "$\\frac{$",
+    "=1+1",
+    "a|b",
+    "[red]x[/]",
+    ":smile:",
+    "中文",
+    "_x_*y*",
+    "`z`",
+    "x\x1b[31m\n\udc80",
+    "w" * 70,
+]
+
+
+def test_nasty_names_reach_every_output_whole(tmp_path: Path, capsys) -> None:
+    for seed in (1, 2):
+        for index, name in enumerate(NASTY):
+            sets = ("test", *NASTY) if index == 0 else ("test", "sketch")
+            folder = tmp_path / "runs" / f"{index}-{seed}"
+            write_run(
+                folder, n=20, dataset="d", method=name, backbone="$m$", seed=seed, sets=sets, folder="r"
+            )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a glyph that no font has
+        main([str(tmp_path / "runs"), "--out", str(tmp_path / "report")])
+    captured = capsys.readouterr()
+    shown = [*NASTY[:9], "x\\x1b[31m \\udc80"]
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    for name in shown:
+        assert name in captured.out and html.escape(name) in page
+    assert "\x1b" not in captured.out and not captured.err
+    for line in (tmp_path / "report" / "table.md").read_text(encoding="utf-8").splitlines():
+        assert not re.search(r"(?<!\\)[<>$`\[\]]", line.replace(LEGEND, ""))
+    frame = pd.read_csv(tmp_path / "report" / "table.csv")
+    assert {"'=1+1", "a|b", "中文"} <= set(frame.method) and {"'=1+1", "w" * 70} <= set(frame.set)
+    numbers = frame.select_dtypes("number").columns
+    assert "mean" in numbers and "ci95" in numbers
+
+
+def test_figures_of_names_that_differ_in_odd_characters_do_not_overwrite_each_other(
+    tmp_path: Path, capsys
+) -> None:
+    for name in ("a b", "a-b", "中", "文", "x" * 200):
+        write_run(tmp_path / name[:3] / "r", n=20, dataset=name, sets=("test",), folder="r")
+    main([str(tmp_path), "--out", str(tmp_path / "report")])
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert len(list((tmp_path / "report" / "figures").iterdir())) == page.count("<img")
+
+
+def test_a_terminal_that_lacks_letters_does_not_end_the_report(tmp_path: Path) -> None:
+    write_run(tmp_path, n=20, dataset="é中")
+    command = [sys.executable, "-m", "clipkal.report.command", str(tmp_path), "--no-figures"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and b"1 run" in done.stdout, done.stderr
 
 
 def test_names_from_runs_are_escaped(tmp_path: Path, capsys) -> None:

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from clipkal import files
 from clipkal.errors import ClipkalError
 from clipkal.tracking import RunDirectory
-from clipkal.tracking.directory import State
+from clipkal.tracking.directory import SMALL, State
+from clipkal.tracking.inputs import inputs_of
 
 YAML = "seed: 1\nfewshot:\n  shots: 4\n"
 A, B = "a" * 16, "b" * 16
@@ -97,19 +100,88 @@ def test_crashed_run_of_another_configuration_is_moved_aside(tmp_path: Path) -> 
     assert (tmp_path / "r.old-aaaaaaaa" / "config.yaml").exists()
 
 
-@pytest.mark.parametrize("marker", ["", "{", "[]", "{}", '"x"', "\0\0"])
-def test_damaged_marker_means_unfinished(tmp_path: Path, marker: str) -> None:
+HOSTILE = [
+    "", "{", "[]", "{}", '"x"', "\0\0", "[" * 100_000, '{"run_id": 1}',
+    *(f'{{"run_id": "{A}", {rest}}}' for rest in (
+        '"files": []', '"files": {"a": 1}', '"files": {"a\\u0000": "b"}', '"sizes": {"a": "1"}',
+        '"summary": 1', '"summary": {"val_nll": "x"}', '"inputs": 1', '"inputs": {"a": {}}',
+        '"inputs": {"a": {"files": 1, "bytes": 1, "stamps": null, "contents": null}}',
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("marker", HOSTILE)
+def test_damaged_marker_means_unfinished(
+    tmp_path: Path, marker: str, caplog: pytest.LogCaptureFixture
+) -> None:
     finished(tmp_path / "r")
     (tmp_path / "r" / "finished.json").write_text(marker)
     with RunDirectory(tmp_path / "r") as directory:
         assert directory.begin(A, YAML).status == "unfinished"
         assert not (tmp_path / "r" / "finished.json").exists()
+    assert [m for m in caplog.messages if "finished.json is damaged; the run is done again" in m]
 
 
-def test_marker_without_results_means_unfinished(tmp_path: Path) -> None:
+BIG = b"x" * 2 * SMALL
+DAMAGE = {
+    "edited": lambda path: path.write_bytes(path.read_bytes().replace(b"0.5", b"0.9")),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-3]),
+    "missing": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["results.json", "metrics.csv", "figures/big.png"])
+def test_a_damaged_finished_run_is_moved_aside_and_done_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, damage: str
+) -> None:
+    path = tmp_path / "r"
+    with RunDirectory(path) as directory:
+        directory.begin(A, YAML)
+        directory.log(1, "val", "id", "accuracy", 0.5)
+        directory.write_results({"accuracy": 0.5})
+        files.write_text(path / "figures" / "big.png", "")
+        (path / "figures" / "big.png").write_bytes(b"0.5" + BIG)
+        directory.finish()
+    DAMAGE[damage](path / name)
+    with RunDirectory(path) as directory:
+        state = directory.begin(A, YAML)
+        if (name, damage) == ("figures/big.png", "edited"):  # same size: only a full check would see it
+            assert state.status == "finished" and directory.verify() == [name]
+            return
+        assert state.status == "new" and not (path / "results.json").exists()
+    assert (tmp_path / "r.old-aaaaaaaa").is_dir()
+    (record,) = caplog.records
+    assert f"has damaged files ({name}); moved to r.old-aaaaaaaa" in record.getMessage()
+
+
+def test_a_run_that_was_made_before_sizes_and_inputs_were_noted_is_skipped(tmp_path: Path) -> None:
     finished(tmp_path / "r")
-    (tmp_path / "r" / "results.json").unlink()
-    assert RunDirectory(tmp_path / "r").state().status == "unfinished"
+    marker = json.loads((tmp_path / "r" / "finished.json").read_text())
+    del marker["sizes"], marker["inputs"]
+    files.write_json(tmp_path / "r" / "finished.json", marker)
+    assert RunDirectory(tmp_path / "r").begin(A, YAML).status == "finished"
+
+
+def test_a_run_of_other_data_is_moved_aside_and_done_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, data = tmp_path / "r", tmp_path / "data" / "birds.npz"
+    files.write_text(data, "old")
+    yaml = f"seed: 1\ndata: {{root: {data.parent}, verify: false}}\n"
+    record = inputs_of(OmegaConf.create(yaml)).record([data])
+    with RunDirectory(path) as directory:
+        directory.begin(A, yaml)
+        directory.finish({}, record)
+    assert RunDirectory(path).begin(A, yaml).status == "finished"
+    assert RunDirectory(path).begin(A, yaml.replace(str(data.parent), "/elsewhere")).status == "finished"
+    data.write_text("newer")
+    with RunDirectory(path) as directory:
+        assert directory.begin(A, yaml).status == "new"
+    (message,) = caplog.messages
+    assert "was made from other data or weights (birds.npz held 1 file of 3 bytes and now" in message
+    assert message.count("\n") == 0 and (tmp_path / "r.old-aaaaaaaa").is_dir()
 
 
 def test_finish_lists_every_result_and_verify_checks_it(tmp_path: Path) -> None:
@@ -273,7 +345,7 @@ def test_everything_a_run_leaves_behind(tmp_path: Path) -> None:
         directory.begin(A, YAML)
         directory.write_results({"schema_version": 2, "acc": torch.tensor(0.5), "nan": float("nan")})
         directory.write_shots({"ids": ("a.png", "ü.png")})
-        directory.write_predictions(pd.DataFrame({"id": ["a", "b"], "p": [0.25, 0.75]}))
+        directory.write_predictions(pa.table({"id": ["a", "b"], "p": [0.25, 0.75]}))
         base = torch.arange(6.0)
         directory.save_tensors("posterior", {"a": base[:2], "b": base, "c": base.reshape(2, 3).T}, {"C": 2})
         directory.save_figure("reliability", Figure())
@@ -293,7 +365,7 @@ WRITES = {
     "config": lambda d: d.write_config(YAML),
     "results": lambda d: d.write_results({}),
     "shots": lambda d: d.write_shots({}),
-    "predictions": lambda d: d.write_predictions(pd.DataFrame({"a": [1]})),
+    "predictions": lambda d: d.write_predictions(pa.table({"a": [1]})),
     "tensors": lambda d: d.save_tensors("adapter", {"w": torch.ones(2)}, {}),
     "finish": lambda d: d.finish({}),
 }
@@ -331,6 +403,34 @@ def test_output_below_a_file_is_one_line(tmp_path: Path) -> None:
         RunDirectory(tmp_path / "file" / "r").begin(A, YAML)
     with pytest.raises(ClipkalError, match=r"is a file.*output_dir="):
         RunDirectory(tmp_path / "file").begin(A, YAML)
+    for long in ("x" * 300, "/".join(["x" * 200] * 30)):
+        with pytest.raises(ClipkalError, match=r"cannot be written \(File name too long.*output_dir="):
+            RunDirectory(tmp_path / long / "r").begin(A, YAML)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_output_is_one_line_and_a_finished_run_there_is_skipped(tmp_path: Path) -> None:
+    finished(tmp_path / "r")
+    tmp_path.chmod(0o500)
+    try:
+        assert RunDirectory(tmp_path / "r").begin(A, YAML).status == "finished"
+        with pytest.raises(ClipkalError, match=r"cannot be written \(Permission denied.*output_dir="):
+            RunDirectory(tmp_path / "q").begin(A, YAML)
+    finally:
+        tmp_path.chmod(0o700)
+
+
+def test_names_that_are_no_text_reach_every_file(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.png")
+    with RunDirectory(tmp_path / "r") as directory:
+        directory.begin(A, f"seed: 1\nname: {name}\n")
+        directory.log(1, "val", name, "accuracy", 0.5)
+        directory.write_results({"sets": {name: 1}})
+        directory.write_shots({"train": [name]})
+        directory.finish()
+    assert json.loads((tmp_path / "r" / "shots.json").read_text())["train"] == [name]
+    assert json.loads(directory.results_path.read_text())["sets"] == {name: 1}
+    assert rows(tmp_path / "r") == ["1,val,\\udcff.png,accuracy,0.5"]
 
 
 def test_failed_begin_lets_go_of_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,8 +446,7 @@ def test_failed_begin_lets_go_of_the_lock(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_importing_the_room_is_light() -> None:
-    code = (
-        "import sys, clipkal.tracking; print([m for m in ('torch', 'wandb', 'pandas') if m in sys.modules])"
-    )
+    heavy = ("torch", "wandb", "pandas", "numpy", "matplotlib")
+    code = f"import sys, clipkal.tracking; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -1,12 +1,14 @@
 """What a run is called."""
 
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from clipkal.tracking import identity
-from clipkal.tracking.identity import directory_name, run_id, run_path
+from clipkal.tracking import identity, old_names
+from clipkal.tracking.identity import run_id, run_path
 
 CONFIG = {
     "seed": 0,
@@ -34,7 +36,16 @@ def test_id_in_this_version_has_not_moved() -> None:
     "change",
     [
         {"output_dir": "elsewhere"},
-        {"data": {"root": "/d", "workers": 8, "cache": "/c", "progress": False, "on_bad_image": "error"}},
+        {
+            "data": {
+                "root": "/d",
+                "workers": 8,
+                "cache": "/c",
+                "progress": False,
+                "verify": True,
+                "on_bad_image": "error",
+            }
+        },
         {"tracking": {"mode": "online", "tags": ["a"]}},
         {"hydra": {"job": {"num": 3}}},
         {"dataset": {"name": "dtd", "path": None, "ood": ["blur", "noise"], "download": True}},
@@ -75,48 +86,87 @@ def test_differences_name_scientific_keys_only() -> None:
     assert identity.differences(CONFIG, other) == ["new: (absent) → 2", "seed: 0 → 1"]
 
 
+def name(*overrides: str, shots: int | str = 16, seed: int | None = 1) -> str:
+    return run_path(
+        "o", dataset="d", backbone="b", method="m", shots=shots, seed=seed, overrides=overrides
+    ).name
+
+
 @pytest.mark.parametrize(
-    "overrides, name",
+    "overrides, rest",
     [
         ([], ""),
-        (["seed=1", "dataset=dtd", "output_dir=/x", "tracking=online", "data.root=/d"], ""),
-        (["optimizer.lr=0.1", "adapter=linear"], "adapter=linear,optimizer.lr=0.1"),
-        (["adapter=linear", "optimizer.lr=0.1"], "adapter=linear,optimizer.lr=0.1"),
-        (["dataset.path=a/b c"], "dataset.path=a%2Fb%20c"),
-        (["dataset.ood=[blur,noise]"], "dataset.ood=[blur+noise]"),
-        (["+experiment=x", "~dataset.path", "++a=1"], "a=1,experiment=x,~dataset.path"),
-        (["lr=1", "lr=2"], "lr=2"),
-        (["a='x:y'"], "a=%27x%3Ay%27"),
+        (
+            ["seed=1", "dataset=dtd", "output_dir=/x", "tracking=online", "data.root=/d", "data.verify=true"],
+            "",
+        ),
+        (["optimizer.lr=0.1", "adapter=linear"], "--adapter-linear--optimizer.lr-0.1"),
+        (["adapter=linear", "optimizer.lr=0.1"], "--adapter-linear--optimizer.lr-0.1"),
+        (["optimizer.lr=1e-3"], "--optimizer.lr-1e-3"),
+        (["lr=1", "lr=2"], "--lr-2"),
+        (["dataset.path=a/b c"], "--dataset.path-a-b-c-44686a05"),
+        (["dataset.ood=[blur,noise]"], "--dataset.ood-blur-noise-fa687982"),
+        (["+experiment=x", "~dataset.path", "++a=1"], "--a-1--experiment-x--dataset.path-7019b68d"),
     ],
 )
-def test_directory_name(overrides: list[str], name: str) -> None:
-    assert directory_name(overrides) == name
+def test_a_run_is_named_by_what_defines_it(overrides: list[str], rest: str) -> None:
+    assert name(*overrides) == f"16shot-seed1{rest}"
 
 
-def test_directory_names_are_safe_short_and_distinct() -> None:
-    nasty = [
-        "a=../../etc",
-        "a=..",
-        "a=x" * 200,
-        "a=x" * 201,
-        "a=" + "ä" * 90,
-        "a=\n",
-        "a=a+b",
-        "a=[a,b]",
-        "a=CON|<>",
+def test_names_need_no_quotes_are_short_and_distinct() -> None:
+    nasty: list[list[str]] = [
+        *(
+            [text]
+            for text in ("a=../../etc", "a=..", "a=", "a", "~a", "a=\n", "a=a+b", "a=[a,b]", "a=CON|<>")
+        ),
+        *([text] for text in ("a=" + "x" * 200, "a=" + "x" * 201, "a=" + "ä" * 90, "a=\udc80", "a='$(rm)'")),
+        *([text] for text in ("a-b=c", "a=b-c", "a=b--c-d", "a=-1", "a=1-", "a=1", "a=.1")),
+        ["a=b", "c=d"],
+        ["a=b", "c"],
     ]
-    names = [directory_name([text]) for text in nasty]
+    names = [name(*overrides) for overrides in nasty]
     assert len(set(names)) == len(nasty)
-    for name in names:
-        assert len(name) <= 120
-        assert name.isascii() and name.isprintable() and not set(name) & set('/\\:*?"<>| ')
+    for one in names:
+        assert len(one) <= 120 and shlex.quote(one) == one and re.fullmatch(r"[A-Za-z0-9._-]+", one)
 
 
-def test_run_path_stays_below_the_output_dir() -> None:
-    path = run_path("out", dataset="../x", backbone="hf-hub:org/m", method=".", shots=16, seed=0)
-    assert path == Path("out/%2E.%2Fx/hf-hub%3Aorg%2Fm/%2E/16shot-seed0")
-    path = run_path("out", dataset="d", backbone="b", method="m", shots="all", seed=None, overrides=["q=1"])
-    assert path == Path("out/d/b/m/allshot-seedNone,q=1")
+@pytest.mark.parametrize("part", ["dataset", "backbone", "method"])
+def test_every_part_of_the_path_is_plain_distinct_and_below_the_output_dir(part: str) -> None:
+    words = [
+        "../x",
+        "..",
+        ".",
+        ".x",
+        "x",
+        "-x",
+        "",
+        "a/b",
+        "a-b",
+        "a--b",
+        "a=b",
+        "hf-hub:org/m",
+        "中",
+        "x" * 300,
+    ]
+    usual = {"dataset": "d", "backbone": "b", "method": "m", "shots": "all", "seed": None}
+    paths = [run_path("out", **usual | {part: word}) for word in words]  # type: ignore[arg-type]
+    assert len(set(paths)) == len(words)
+    for path in paths:
+        assert path.parts[0] == "out" and len(path.parts) == 5 and path.name == "allshot-seedNone"
+        assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}", one) for one in path.parts)
+    assert "x" in paths[4].parts and "a-b" in paths[8].parts  # plain names stay what they are
+
+
+def test_a_run_with_a_name_of_clipkal_0_1_keeps_it(tmp_path: Path) -> None:
+    how = {"dataset": "d", "backbone": "hf-hub:o/m", "method": "m", "shots": 4, "seed": 1}
+    overrides = ["optimizer.lr=0.1", "dataset.ood=[a,b]"]
+    new = run_path(tmp_path, **how, overrides=overrides)  # type: ignore[arg-type]
+    old = tmp_path / "d/hf-hub%3Ao%2Fm/m/4shot-seed1,dataset.ood=[a+b],optimizer.lr=0.1"
+    old.mkdir(parents=True)
+    assert run_path(tmp_path, **how, overrides=overrides) == old  # type: ignore[arg-type]
+    assert old_names.overrides(old.name) == ["dataset.ood=[a+b]", "optimizer.lr=0.1"]
+    new.mkdir(parents=True)
+    assert run_path(tmp_path, **how, overrides=overrides) == new  # type: ignore[arg-type]
 
 
 def test_environment_and_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from clipkal.adapters.lora.adapter import LoRAAdapter
 from clipkal.adapters.lora.settings import LoRASettings
 from clipkal.backbones.features import reduced_precision
 from clipkal.backbones.openclip import Backbone
-from clipkal.errors import DataError
+from clipkal.backbones.prompts import tokenise
 
 
 def build_lora(
@@ -24,11 +24,7 @@ def build_lora(
         settings: see `LoRAAdapter`.
     """
     settings = settings or LoRASettings()
-    tokens = None
-    if settings.adapts("text"):
-        if not prompts or not all(prompts):
-            raise DataError("every class needs a sentence")
-        tokens = [backbone.tokenizer(sentences) for sentences in prompts]
+    tokens = tokenise(backbone, prompts) if settings.adapts("text") else None
     model = reduced_precision(backbone.model, backbone.precision)
     adapter = LoRAAdapter(model, text_features, backbone.logit_scale, settings, tokens)
     adapter.batch_size = backbone.batch_size

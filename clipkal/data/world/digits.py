@@ -9,13 +9,10 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
-from scipy.ndimage import distance_transform_edt
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 FIELD = 48  # side of a distance field in pixels; it spans 1.25 times the square -1..1
@@ -31,6 +28,8 @@ _FONTS = (
 
 def _glyph_field(font: ImageFont.FreeTypeFont, text: str) -> np.ndarray:
     """Signed distance [FIELD, FIELD] of one glyph, centred, filling two thirds of the field."""
+    from scipy.ndimage import distance_transform_edt
+
     left, top, right, bottom = font.getbbox(text)
     width, height = right - left, bottom - top
     side = int(max(width, height) * 1.5)
@@ -46,6 +45,8 @@ def _glyph_field(font: ImageFont.FreeTypeFont, text: str) -> np.ndarray:
 @cache
 def font_fields() -> Tensor:
     """Distance fields of the ten digits in every font: [fonts, 10, FIELD, FIELD]."""
+    import matplotlib
+
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     fonts = [ImageFont.truetype(str(folder / f"{name}.ttf"), 96) for name in _FONTS]
     return torch.tensor(np.array([[_glyph_field(font, d) for d in "0123456789"] for font in fonts])).float()
@@ -54,6 +55,8 @@ def font_fields() -> Tensor:
 @cache
 def handwritten_fields() -> tuple[Tensor, Tensor]:
     """Soft distance fields [1797, FIELD, FIELD] of the handwritten digits, and their labels [1797]."""
+    from sklearn.datasets import load_digits
+
     data = load_digits()
     ink = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
     ink = F.interpolate(F.pad(ink, (2, 2, 2, 2)), size=FIELD, mode="bicubic", align_corners=False)[:, 0]

@@ -44,7 +44,8 @@ class CrossValidation:
 
     def __init__(self, model: ReducedModel, settings: Settings):
         self.settings, self.total = settings, len(model.labels)
-        model = model.to(torch.float32)
+        if settings.precision != "float64":
+            model = model.to(torch.float32)
         fold = deal(model, settings.folds, max(settings.folds, SHOWN // max(1, model.offset.shape[1])))
         self.folds: list[Fold] = []
         self.held = 0

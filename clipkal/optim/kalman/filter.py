@@ -9,28 +9,32 @@ gradient (arXiv 1703.00209): no Fisher matrix is inverted and there is no learni
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite
+from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, check_independent
 from clipkal.optim.kalman.covariance.diagonal import Covariance
 from clipkal.optim.kalman.observation import Gate, Noise
 from clipkal.optim.kalman.parts import named
 from clipkal.optim.kalman.posterior import LinearisedPosterior
-from clipkal.optim.kalman.prior import p0_by_ratio, prior_variances, unit_temperature
+from clipkal.optim.kalman.prior import NETWORK, is_network, p0_by_ratio, prior_variances, unit_temperature
 from clipkal.optim.kalman.update import Innovation, Measurement, Observation, Weigher
 from clipkal.optim.model import make_route
 from clipkal.optim.model.jacobian import Jacobian, ParameterVector
 from clipkal.optim.parallel.jacobian import DistributedRoute
 from clipkal.optim.parallel.shards import Group, broadcast, world_size
-from clipkal.settings import Count, NonNegative, Positive, Share, Steps, checked
+from clipkal.settings import Count, NonNegative, Share, Steps, Variance, check, checked
 
 LARGEST_SOLVE = 128
 """Outputs taken jointly by "auto": where the two costs of a block, its GEMMs and its passes over P, balance."""
+
+HALVINGS = 10
+"""How often the step of a block is halved in a network before the parameters stay where they were."""
 
 
 class KalmanFilter(LinearisedPosterior, BatchOptimizer):
@@ -45,7 +49,9 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             iterated, for a bilinear model, and diagonal for others.
         gate: none | mahalanobis_hard | mahalanobis_soft | imq, or a Gate.
         prior: the variance p₀ of P₀ = p₀ I, or "ratio": p₀ such that on the first batch the mean over images and
-            outputs of diag(H P₀ Hᵀ)/R₀ is `ratio` (None: the observation's default). For the categorical
+            outputs of diag(H P₀ Hᵀ)/R₀ is `ratio` (None: the observation's default, of a network whose layers move
+            together a tenth of it, and there a block's step is halved until the block is no less likely than before:
+            the logits are linear in a short range only; with covariance="lowrank" such networks learn best). For the categorical
             observation that is the mean prior variance of the centred logits (Categorical.reference says why).
             A first batch with zero Jacobian is skipped.
         priors: variances of single parameters by name, which override `prior`.
@@ -79,8 +85,8 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         noise: str | Noise | None = None,
         covariance: str | Covariance = "diagonal",
         gate: str | Gate = "none",
-        prior: Positive | Literal["ratio"] = "ratio",
-        ratio: Positive | None = None,
+        prior: Variance | Literal["ratio"] = "ratio",
+        ratio: Variance | None = None,
         priors: Mapping[str, float] | None = None,
         process_noise: NonNegative = 0.0,
         fading: Share = 1.0,
@@ -97,6 +103,8 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         group: Group | None = None,
     ):
         super().__init__(model)
+        for name, variance in (priors or {}).items():
+            check(f"the prior of {name}", variance, Variance)
         self.plain_model = getattr(model, "_orig_mod", model)  # without torch.compile's wrapper
         self.vector = ParameterVector(self.plain_model)
         self.observation: Observation = named("observation", observation)
@@ -113,7 +121,8 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         self.prior, self.priors = prior, dict(priors or {})
         iterated = self.covariance.iterations > 1
         default_ratio = self.observation.iterated_ratio if iterated else self.observation.ratio
-        self.ratio = default_ratio if ratio is None else ratio
+        self.network = is_network(self.vector, self.priors)
+        self.ratio = ratio or default_ratio * (NETWORK if self.network else 1.0)
         self.process_noise, self.fading = process_noise, fading
         self.rho, self.warmup, self.store_regularisation = rho, warmup, store_regularisation
         self.rho_scale = 1.0 if rho_as == "absolute" else 0.0  # 0: to be set by the first batch
@@ -128,6 +137,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
     @torch.no_grad()
     def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
         """Conditions on a batch; see the class. log_evidence sums the blocks', each given those before it."""
+        check_independent(self.plain_model)
         if self.distributed is None:
             check_finite(inputs, "inputs")
             jacobian = self.route.linearise(inputs)
@@ -168,18 +178,43 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
                 for part in slices:
                     if several:
                         now = self._relinearise(whole, part)
+                        check_finite(now.logits, "logits")
                         measurement = self._measure(now.logits, targets[part])
-                    innovations.append(self.covariance.update(now, measurement, self.weigher))
+                    again = partial(self._relinearise, whole, part)
+                    innovations.append(self._update(now, measurement, again, targets[part]))
                     if innovations[-1].moment is not None:
                         self.noise.update(innovations[-1].moment, innovations[-1].seen)
                 if shrinkage and not self.store_regularisation:
                     self.covariance.unshrink(shrinkage)
-        except Exception:
+        except Exception as error:
             self.noise.load_state_dict(noise)
             self.rho_scale = rho_scale
+            if self.network and isinstance(error, FloatingPointError):
+                hint = f"a smaller prior than p₀ = {self.prior_variance:.2g}, or covariance='lowrank', keeps to the range"
+                raise FloatingPointError(f"{error}: {hint} in which a network is linear") from error
             raise
         self.steps += 1
         return self._info(loss, innovations, shrinkage)
+
+    def _update(
+        self, jacobian: Jacobian, measurement: Measurement, again: Callable[[], Jacobian], targets: Tensor
+    ) -> Innovation:
+        """Takes one block in. In a network its step is halved until the block is no less likely than before.
+
+        again: linearises the block's images at the θ of now.
+        """
+        if not self.network:
+            return self.covariance.update(jacobian, measurement, self.weigher)
+        before = self.vector.gather()
+        innovation = self.covariance.update(jacobian, measurement, self.weigher)
+        step, weights = self.vector.gather() - before, innovation.weights
+        least = weights.dot(measurement.log_likelihood)
+        for halvings in range(1, HALVINGS + 1):
+            if weights.dot(self._measure(again().logits, targets).log_likelihood) >= least:
+                return innovation
+            self.vector.assign_(before + step * 0.5**halvings)
+        self.vector.assign_(before)
+        return innovation
 
     def _predict(self, jacobian: Jacobian, measurement: Measurement) -> float:
         """Time update, and the shrinkage λ_k = ρ‖HᵀR⁻¹e‖² of this batch (tempered gradient; gates ignored)."""
@@ -221,9 +256,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
 
     def _relinearise(self, whole: Jacobian, images: slice) -> Jacobian:
         with torch.autocast(self.vector.device.type, enabled=self._autocast):
-            jacobian = whole.relinearised(images)
-        check_finite(jacobian.logits, "logits")
-        return jacobian
+            return whole.relinearised(images)
 
     def _exact(self) -> AbstractContextManager[object]:
         """No autocast for the filter's own algebra; the model's forward passes keep the caller's."""
@@ -254,12 +287,19 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             metrics["prior_variance"] = self.prior_variance
         return StepInfo(loss, evidence, metrics)
 
+    def describe(self) -> dict[str, str]:
+        parts = {"covariance": self.covariance, "observation": self.observation}
+        parts |= {"noise": self.noise, "gate": self.weigher.gate}
+        names = {kind: type(part).__name__ for kind, part in parts.items()}
+        return {**super().describe(), "route": self.route.name, **names}
+
     # State
 
     def extra_state(self) -> dict[str, Any]:
         started = self.prior_variance is not None
         return {
             "steps": self.steps,
+            "network": self.network,
             "prior_variance": self.prior_variance,
             "temperature": self.temperature,
             "rho_scale": self.rho_scale,
@@ -270,6 +310,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.steps, self.prior_variance = state["steps"], state["prior_variance"]
         self.rho_scale, self.temperature = state["rho_scale"], state["temperature"]
+        self.network = state.get("network", False)
         self.noise.load_state_dict(state["noise"])
         if self.prior_variance is not None:
             self.covariance.load_state_dict(state["covariance"], self.vector)

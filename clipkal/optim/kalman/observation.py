@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from scipy.stats import chi2
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -182,6 +181,8 @@ class Gate(ABC):
 
     def threshold(self, dof: int) -> float:
         """c for so many degrees of freedom."""
+        from scipy.stats import chi2  # slow to import
+
         return float(chi2.ppf(self.quantile, max(dof, 1)))
 
     @abstractmethod
@@ -284,7 +285,7 @@ class Gaussian(Observation):
 
     default_noise = "fixed"
 
-    def _check_values(self, targets: Tensor, classes: int) -> None:
+    def _check_values(self, logits: Tensor, targets: Tensor) -> None:
         check_finite(targets, "targets")
 
     def outputs(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

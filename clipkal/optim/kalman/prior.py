@@ -16,6 +16,8 @@ from torch import Tensor
 from clipkal.optim.kalman.update import Measurement
 from clipkal.optim.model.jacobian import Jacobian, ParameterVector
 
+NETWORK = 0.1
+"""Of a network whose layers move together the ratio rule takes this share of an observation's ratio."""
 WIDEST_LOGITS = 10.0
 """Prior variance of centred logits beyond which linearised softmax outputs mislead."""
 
@@ -49,6 +51,16 @@ def _p0_for(jacobian: Jacobian, reference: Measurement, ratio: float, apart: Col
     if not math.isfinite(total):
         raise FloatingPointError("the Jacobian of the first batch is not finite; step refused")
     return ratio * len(jacobian.logits) * reference.dof / total if total > 0 else math.inf
+
+
+def is_network(vector: ParameterVector, apart: Collection[str]) -> bool:
+    """Whether several weight matrices that are already there move together: their product is far from linear.
+
+    A linear adapter's matrix or LoRA's B (its A has a prior of its own) are changes that begin at zero, in which the
+    logits are linear or nearly so, and so are they in a single layer.
+    """
+    parameters = vector.parameters.items()
+    return sum(name not in apart and p.ndim > 1 and bool(p.any()) for name, p in parameters) > 1
 
 
 def unit_temperature(jacobian: Jacobian, p0: float, apart: Collection[str]) -> float:

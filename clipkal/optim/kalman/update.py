@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipkal.optim.base import check_classes
+
 if TYPE_CHECKING:
     from clipkal.optim.kalman.observation import Gate, Noise
 
@@ -188,14 +190,15 @@ class Observation(ABC):
         shapes = f"{tuple(logits.shape)} and {tuple(targets.shape)}"
         if logits.ndim != 2 or len(logits) != len(targets) or not len(targets):
             raise ValueError(f"need logits [B, C] and B targets, got {shapes}")
-        self._check_values(targets, logits.shape[1])
+        self._check_values(logits, targets)
 
-    def _check_values(self, targets: Tensor, classes: int) -> None:
+    def _check_values(self, logits: Tensor, targets: Tensor) -> None:
+        check_classes(logits)
         if targets.dtype != torch.int64 or targets.ndim != 1:
             raise ValueError(f"targets must be int64 [B], got {targets.dtype} {tuple(targets.shape)}")
         lowest, highest = (int(t) for t in targets.aminmax())
-        if lowest < 0 or highest >= classes:
-            raise ValueError(f"targets must lie in 0…{classes - 1}")
+        if lowest < 0 or highest >= logits.shape[1]:
+            raise ValueError(f"targets must lie in 0…{logits.shape[1] - 1}")
 
     @abstractmethod
     def outputs(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -253,6 +253,7 @@ class BilinearRoute(JacobianRoute):
     """The analytic route: the factors."""
 
     covariance = "subspace"
+    name = "bilinear"
     needs = "a BilinearModel that trains only weight"
 
     @staticmethod

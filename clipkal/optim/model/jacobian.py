@@ -200,10 +200,12 @@ def gram_matrix(rows: Tensor, weights: Tensor | None = None, chunk: int = 1 << 1
 class JacobianRoute(ABC):
     """How a model's Jacobian is obtained.
 
+    name: bilinear, hooks or func, whichever it really takes.
     covariance: the word of the covariance that suits it, which "auto" stands for.
     needs: what a model must be for it.
     """
 
+    name = "func"
     covariance = "diagonal"
     needs = "a module"
 

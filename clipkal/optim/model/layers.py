@@ -9,6 +9,7 @@ once (images are independent), so a row of H̃ for every image of a batch costs 
 and the products above; C rows cost C passes. No vmap, no copy of the model, any attention kernel.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,6 +29,8 @@ from clipkal.optim.model.jacobian import (
     JacobianRoute,
     ParameterVector,
 )
+
+log = logging.getLogger("clipkal")
 
 
 @dataclass(eq=False)
@@ -169,6 +172,15 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def warn_slow(reason: str) -> None:
+    """Says that the fast routes do not fit."""
+    log.warning(
+        "the Jacobian is taken by torch.func, an image at a time, because %s: training nn.Linear layers only (LoRA "
+        "factors are such) would be several times faster",
+        reason,
+    )
+
+
 @dataclass(frozen=True)
 class Call:
     """One use of a layer in a forward pass.
@@ -263,12 +275,17 @@ class HookRoute(JacobianRoute):
         self.layers = find_layers(model)
         self.general = FunctionalRoute(model, vector, memory)
         self.dims: list[int] | None = None
-        self.separable = True
+        self.name, self.separable = "hooks", True
 
     @staticmethod
     def fits(model: nn.Module, vector: ParameterVector) -> bool:
+        return not HookRoute.outside(model, vector)
+
+    @staticmethod
+    def outside(model: nn.Module, vector: ParameterVector) -> list[str]:
+        """The names of the trainable parameters that keep the model from this route."""
         owned = {id(p) for layer in find_layers(model) if layer.modules for p in layer.parameters}
-        return all(id(p) in owned for p in vector.parameters.values())
+        return [name for name, p in vector.parameters.items() if id(p) not in owned]
 
     def linearise(self, inputs: Tensor) -> Jacobian:
         if self.dims is None and self.separable:
@@ -291,3 +308,6 @@ class HookRoute(JacobianRoute):
             len(dims) == 1 and one[dims[0]] == 1 for dims, (_, one, _) in zip(grows, shapes, strict=True)
         )
         self.dims = [dims[0] for dims in grows] if self.separable else None
+        if not self.separable:
+            self.name = self.general.name
+            warn_slow("the inputs of a trained layer are not one an image (class prompts, for one)")

@@ -47,6 +47,7 @@ from torch.nn import functional as F
 from clipkal.optim.base import (
     BatchOptimizer,
     StepInfo,
+    check_classes,
     check_finite,
     check_finite_everywhere,
     trainable_parameters,
@@ -208,6 +209,7 @@ class KFAC(BatchOptimizer):
             capture(self.model, self.layers if refresh else []) as seen,
         ):
             logits = self.model(inputs)
+            check_classes(logits)
             wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
             loss = F.cross_entropy(wide, targets)
         value = shards.mean(loss.detach())
@@ -262,6 +264,17 @@ class KFAC(BatchOptimizer):
                 p.add_(v, alpha=-group["lr"])
 
     # -- state
+
+    def describe(self) -> dict[str, str]:
+        held = {p for layer in self.layers for p in layer.parameters}
+        kinds = {"hooks" if layer.modules else "bilinear": None for layer in self.layers}
+        kinds |= {} if held >= self._names.keys() else {"diagonal": None}
+        return {
+            **super().describe(),
+            "curvature": " and ".join(kinds),
+            "fisher": self.fisher.fisher,
+            "solver": self.solver,
+        }
 
     def extra_state(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,95 @@
+"""The one check that every configuration passes, before anything slow is imported.
+
+Every key must be one of the schema, none may be without a value, each value must keep its rule (`values.py`), and
+settings must not contradict each other. Raises ConfigError with one line that names the key and the way out.
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from clipkal.config.explain import no_such_setting
+from clipkal.errors import ConfigError
+
+NEEDS_PATH = {"folder": "/your/images", "table": "/your/table.csv", "archive": "/your/archive.npz"}
+NEEDS_PATH |= {"features": "/your/features.npz", "coop": "/your/folder"}
+WITH_POSTERIOR = ("function_space", "kalman")
+ONLY_OF = {
+    "momentum": ("sgd", "sam", "kfac", "ring", "reng"),
+    "rho": ("ring", "reng", "kalman"),
+    "rho_warmup": ("ring", "reng"),
+}
+"""Settings of `optimizer` that several optimisers' schemas have, but only these optimisers use."""
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises ConfigError for the first setting that is unknown, missing, out of its range, or contradictory."""
+    if missing := sorted(OmegaConf.missing_keys(cfg)):
+        raise ConfigError(f"{missing[0]} must be given: type {missing[0]}=…")
+    _check_keys(cfg)
+    for key, value, rule in _ruled(cfg):
+        if not rule.holds(value):
+            shown = "null" if value is None else value
+            raise ConfigError(f"{key}={shown}: must be {rule.says}")
+    _check_together(cfg)
+
+
+def _nodes(node: DictConfig, name: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """The configuration and all its parts that the schema types, by dotted name."""
+    if is_dataclass(OmegaConf.get_type(node)):
+        yield name, node
+    for key in node:
+        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+            yield from _nodes(node[key], f"{name}.{key}" if name else key)
+
+
+def _check_keys(cfg: DictConfig) -> None:
+    for name, node in _nodes(cfg):
+        kind = OmegaConf.get_type(node)
+        known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+        if added := [key for key in map(str, node) if key not in known]:
+            raise ConfigError(no_such_setting(f"{name}.{added[0]}" if name else added[0], kind))
+
+
+def _ruled(cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, plain value, rule) of every setting that has a rule."""
+    for name, node in _nodes(cfg):
+        for one in fields(OmegaConf.get_type(node)):  # type: ignore[arg-type]
+            if rule := one.metadata.get("rule"):
+                value = node[one.name]
+                plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+                yield f"{name}.{one.name}" if name else one.name, plain, rule
+
+
+def _check_together(cfg: DictConfig) -> None:
+    """What single settings cannot say."""
+    adapter, optimizer = cfg.adapter.name, cfg.optimizer
+    if (adapter == "none") != (optimizer.name == "none"):
+        raise ConfigError(
+            f"adapter={adapter} optimizer={optimizer.name}: nothing would be learnt under the method's name; type "
+            "method=zeroshot for the zero-shot classifier, or choose both"
+        )
+    if optimizer.name == "function_space" and adapter != "linear":
+        raise ConfigError(
+            "optimizer=function_space needs adapter=linear, whose logits are linear in its parameters; type "
+            "optimizer=kalman for other adapters"
+        )
+    if cfg.predictive.name != "plugin" and optimizer.name not in WITH_POSTERIOR:
+        raise ConfigError(
+            f"predictive={cfg.predictive.name} needs a posterior, which optimizer={optimizer.name} has not"
+        )
+    for key, owners in ONLY_OF.items():
+        if optimizer.get(key) is not None and optimizer.name not in owners:
+            raise ConfigError(
+                f"optimizer.{key}={optimizer[key]}: optimizer={optimizer.name} has none; {', '.join(owners)} have"
+            )
+    source = cfg.dataset.source
+    if cfg.dataset.path is None and source in NEEDS_PATH:
+        place = Path(cfg.data.root).expanduser() / cfg.dataset.name
+        if not place.exists():
+            raise ConfigError(
+                f"dataset={cfg.dataset.name} needs a place: type dataset.path={NEEDS_PATH[source]} (there is no {place})"
+            )

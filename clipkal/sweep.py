@@ -1,0 +1,93 @@
+"""Stopping a sweep whose jobs run in worker processes (hydra/launcher=joblib), so that each saves its checkpoint.
+
+joblib kills all its workers as soon as one job is cut short or one worker dies. So the launcher, when it is asked
+to stop, lets no new job begin, tells the workers that are at work, and waits for them before joblib hears of it.
+Who is at work says a folder with one file a worker, named by its process id.
+"""
+
+import atexit
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+FOLDER = "CLIPKAL_SWEEP"  # in the environment of the workers
+STOP = "stop"
+
+
+class StopWorkers(Callback):
+    """In the launcher: SIGTERM and Ctrl+C end the running jobs, then the sweep; a second one ends all at once."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        global _launcher
+        if "joblib" not in config.hydra.launcher._target_.lower():
+            return  # others run their jobs here, or have signals of their own
+        folder = tempfile.mkdtemp(prefix="clipkal-sweep-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ[FOLDER], _launcher = folder, True
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _stop_all)
+
+
+@contextmanager
+def job() -> Iterator[None]:
+    """Around one job: in a worker of a sweep it can be stopped, and is not begun where the sweep is to end."""
+    if _launcher or FOLDER not in os.environ:
+        yield
+        return
+    mark = Path(os.environ[FOLDER], str(os.getpid()))
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if mark.exists():  # a worker without a job lives on: joblib would kill the others with it
+            raise SystemExit(128 + number)
+
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # a terminal tells all processes; the launcher tells the workers
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        mark.touch()
+        if mark.with_name(STOP).exists():
+            raise SystemExit(128 + signal.SIGTERM)
+        yield
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+_launcher = False  # whether this process is that of `StopWorkers`
+
+
+def _stop_all(number: int, frame: FrameType | None) -> None:
+    stop = Path(os.environ[FOLDER], STOP)
+    if not stop.exists():
+        stop.touch()
+        said = f"clipkal: {signal.Signals(number).name}: the running jobs stop after this step; once more stops at once"
+        print(said, file=sys.stderr, flush=True)
+        for worker in _at_work(stop.parent):
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGTERM)
+        while _at_work(stop.parent):
+            time.sleep(0.05)
+    raise SystemExit(128 + number)
+
+
+def _at_work(folder: Path) -> list[int]:
+    return [int(mark.name) for mark in folder.iterdir() if mark.name.isdecimal() and _alive(int(mark.name))]
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

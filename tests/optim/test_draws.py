@@ -1,0 +1,97 @@
+"""Nothing random depends on the device: what is drawn comes from a generator of the CPU, and what is estimated says how well."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from clipkal.optim.function_space.evidence import log_determinant, rademacher
+from clipkal.optim.function_space.likelihood import Sites
+from clipkal.optim.function_space.reduced import ReducedModel
+from clipkal.optim.jacobian import PROBES, sketch
+from kalman_models import batch, bilinear
+from test_gpu import CASES
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clipkal.optim import FunctionSpaceFilter
+
+
+class Draws(TorchDispatchMode):
+    """Records the generator of every random operation: one of the CPU can draw nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generators: list[torch.Generator | None] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            given = [*args, *(kwargs or {}).values()]
+            self.generators.append(next((each for each in given if isinstance(each, torch.Generator)), None))
+        return func(*args, **(kwargs or {}))
+
+
+MORE = {
+    "function space, probes": (
+        bilinear,
+        lambda m: FunctionSpaceFilter(m, prior="evidence", solver="cg", temperature="crossval"),
+    )
+}
+
+
+@pytest.mark.parametrize("name", [name for name in {**CASES, **MORE} if name != "sam"])
+def test_every_draw_is_from_a_generator_of_the_cpu(name: str) -> None:
+    make_model, make = {**CASES, **MORE}[name]
+    model = make_model()
+    optimiser, first, generator = make(model), batch(), torch.Generator().manual_seed(1)
+    with Draws() as seen:
+        optimiser.step(*first)
+        if hasattr(optimiser, "logit_samples"):
+            optimiser.logit_samples(first[0], 2, generator)
+    assert all(each is not None and each.device.type == "cpu" for each in seen.generators)
+    assert bool(seen.generators) == (name not in ("adamw", "ring"))
+
+
+def test_probes_are_the_same_for_any_device() -> None:
+    """The meta device stands for one that is not the CPU: what is drawn is known before it is moved there."""
+    for make in (
+        lambda like: rademacher(3, 7, 5, like),
+        lambda like: sketch(like.expand(2, 4, PROBES + 1)),
+    ):
+        with Draws() as seen:
+            assert make(torch.zeros(1, device="meta")).is_meta
+        assert [each.device.type for each in seen.generators if each is not None] == ["cpu"]
+
+
+def perturbed(size: float, precision: str) -> dict[str, float]:
+    """What is chosen for features off by rounding of that relative size, as another device's are."""
+    torch.manual_seed(0)
+    model, (x, y) = bilinear(), batch(B=24)
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    info = FunctionSpaceFilter(model, precision=precision).step(x * (1 + size * noise), y)
+    assert info.log_evidence is not None
+    return {"p0": info.metrics["p0"], "evidence": info.log_evidence}
+
+
+@pytest.mark.parametrize(
+    ("precision", "rounding", "tolerance"), [("float64", 1e-15, 1e-9), ("auto", 1e-7, 2e-3)]
+)
+def test_the_choice_of_the_prior_is_as_exact_as_its_precision(
+    precision: str, rounding: float, tolerance: float
+) -> None:
+    assert perturbed(rounding, precision) == pytest.approx(perturbed(0.0, precision), rel=tolerance)
+
+
+def test_a_log_determinant_from_probes_bears_other_signs_of_the_coordinates() -> None:
+    """Eigenvectors are found up to their signs, which are the device's: the estimate moves by no more than its accuracy."""
+    N, C, r, t = 60, 8, 40, 7
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
+    model = ReducedModel(
+        draw(N, r) / r**0.5, draw(C, t), draw(N, C), torch.zeros(N, dtype=torch.long), 2.0, 0.0
+    )
+    sites, probes = Sites.at(model.offset), rademacher(8, model.size, 0, model.offset)
+    exact = float(torch.logdet(model.precision_matrix(sites)))
+    for _ in range(4):
+        assert log_determinant(model, sites, probes) == pytest.approx(exact, rel=0.03)
+        signs = draw(r).sign(), draw(t).sign()
+        model = replace(model, features=model.features * signs[0], classes=model.classes * signs[1])

@@ -1,0 +1,267 @@
+"""What is typed wrong is refused with one line that says what to type, before anything slow is imported."""
+
+import random
+import subprocess
+import sys
+from dataclasses import fields
+from typing import get_args
+
+import pytest
+from clipkal.optim.covariance import COVARIANCES
+from clipkal.optim.curvature import Solver
+from clipkal.optim.gates import GATES
+from clipkal.optim.kronecker_factors import Fisher
+from clipkal.optim.noise import NOISES
+from clipkal.optim.observation import OBSERVATIONS
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from clipkal import __version__, cli
+from clipkal.adapters.build import ADAPTERS
+from clipkal.adapters.lora.settings import TARGETS, TOWERS
+from clipkal.config import check, schema
+from clipkal.config.arguments import _quoted, prepared
+from clipkal.config.check import WITH_POSTERIOR
+from clipkal.data.protocol import PROTOCOLS
+from clipkal.data.spec import SOURCES, SPACES
+from clipkal.data.task import SHORT_CLASS, SUBSETS, VALIDATIONS
+from clipkal.errors import ConfigError
+from clipkal.tracking.wandb_session import MODES
+from clipkal.uncertainty import PREDICTIVES
+
+BAD_VALUES = [
+    ("seed=-1", "from 0 to 18446744073709551615"),
+    ("seed=18446744073709551616", "from 0 to 18446744073709551615"),
+    ("seed=nan", "could not be converted to Integer"),
+    ("threads=0", "from 1 to 1024"),
+    ("threads=100000", "from 1 to 1024"),
+    ("data.workers=-1", "from 0 to 1024"),
+    ("data.on_bad_image=ignore", "error, skip"),
+    ("dataset.val_fraction=1", "from 0 to below 1"),
+    ("dataset.test_fraction=nan", "from 0 to below 1"),
+    ("backbone.batch_size=0", "from 1 on"),
+    ("backbone.precision=fp8", "fp32, bf16, fp16"),
+    ("backbone.image_std=[1,1,0]", "a list of 3, each a number above 0"),
+    ("backbone.weights_sha256=abc", "64 hexadecimal digits"),
+    ("fewshot.shots=0", "from 1 on or all (for no training choose method=zeroshot)"),
+    ("fewshot.shots=-3", "from 1 on or all"),
+    ("fewshot.shots=2.5", "from 1 on or all"),
+    ("fewshot.shots=true", "from 1 on or all"),
+    ("fewshot.validation=sometimes", "none, fewshot, full"),
+    ("fewshot.protocol=clip", "coop, cliplora"),
+    ("fewshot.short_class=drop", "error, keep"),
+    ("fewshot.subset=old", "all, base, new"),
+    ("device=gpu", "cuda:1"),
+    ("checkpoint_every=nan", "from 0 on"),
+    ("predictive.samples=0", "from 1 to 1000000"),
+    ("predictive.name=mean", "plugin, sampled, probit"),
+    ("tracking.mode=bla", "offline, online, disabled"),
+    ("tracking.timeout=0", "above 0"),
+    ("optimizer.prior=1e30", "from 1e-12 to 1e+12 or one of crossval, evidence, ratio"),
+    ("optimizer.prior=nan", "from 1e-12"),
+    ("optimizer.prior=-1", "from 1e-12"),
+    ("optimizer.temperature=-1", "from 0 to 1e+06"),
+    ("method=kalman_diagonal optimizer.prior=evidence", "or ratio"),
+    ("method=kalman_diagonal optimizer.epochs=0", "zero-shot"),
+    ("method=kalman_diagonal optimizer.fading=0", "above 0 and at most 1"),
+    ("method=kalman_diagonal optimizer.block=0", "from 1 on or auto or null"),
+    ("method=adamw optimizer.epochs=0", "zero-shot"),
+    ("method=adamw optimizer.batch_size=0", "from 1 on"),
+    ("method=adamw optimizer.lr=fast", "a number above 0 or auto"),
+    ("method=adamw optimizer.lr=nan", "a number above 0"),
+    ("method=adamw optimizer.lr=-0.1", "a number above 0"),
+    ("method=adamw optimizer.lr_grid=[]", "one or more"),
+    ("method=adamw optimizer.lr_grid=[0.1,inf]", "a number above 0"),
+    ("method=adamw optimizer.keep=first", "best, last"),
+    ("method=kfac optimizer.ema=1", "to below 1"),
+    ("method=loko adapter.rank=0", "from 1 on"),
+    ("method=loko adapter.blocks=first:0", "first:2"),
+    ("method=loko adapter.targets=[x]", "each one of q, k, v"),
+]
+CONTRADICTIONS = [
+    ("method=adamw adapter=none", "nothing would be learnt under the method's name"),
+    ("method=zeroshot adapter=linear", "nothing would be learnt"),
+    ("method=zeroshot predictive=sampled", "predictive=sampled needs a posterior"),
+    ("adapter=lora", "optimizer=function_space needs adapter=linear"),
+    ("method=adamw optimizer.momentum=0.5", "optimizer=adamw has none; sgd, sam"),
+    ("dataset=folder", "dataset=folder needs a place: type dataset.path=/your/images"),
+]
+UNKNOWN = [
+    ("+foo=bar", "unknown setting 'foo'"),
+    ("+fewshot.shotz=3", "did you mean 'fewshot.shots'?"),
+    ("++fewshot.shotz=3", "did you mean 'fewshot.shots'?"),
+    ("+experiment=nothing", "needs a file experiment/NAME.yaml"),
+    ("+dataset.shifts.far.path=x", "dataset.ood=[name:/its/path]"),
+    ("dataset.columns.path=x", "type +dataset.columns.path=…"),
+    ("~seed", "a run needs this setting"),
+    ("~optimizer.prior", "a run needs this setting"),
+    (
+        "optimizer.lr=0.1",
+        "optimizer=function_space has no setting 'lr'; it has prior, scale, temperature, solver",
+    ),
+    ("+optimizer.lr=0.1", "optimizer=function_space has no setting 'lr'; it has prior, scale"),
+    ("method=zeroshot optimizer.lr=0.1", "optimizer=none has no setting 'lr'; it has none at all"),
+    ("method=adamw optimizer.lrr=1", "did you mean 'optimizer.lr'?"),
+    ("method=kalmann", "did you mean 'kalman'?"),
+    ("method=3", "takes the name of a file in conf/method/"),
+    ("datset=digits", "did you mean 'dataset'?"),
+    ("hydra/launcher=submitit_slurm", "pip install hydra-submitit-launcher"),
+    ("hydra/sweeper=optuna", "pip install hydra-optuna-sweeper"),
+]
+FORMS = [
+    ("seed=1,2", "asks for several runs: add -m, as in clipkal -m seed=1,2"),
+    ("foo", "'foo' is no setting: type key=value"),
+    ("=3", "is no setting"),
+    ("--multirn", "unknown flag --multirn: did you mean --multirun?"),
+    ("--resolve", "--resolve belongs to --cfg job"),
+    ("-m --cfg job", "--multirun and --cfg exclude each other"),
+    (
+        "fewshot.shot_list=outputs/digits/2shot-seed1,optimizer.lr=0.1/shots.json",
+        "type \"fewshot.shot_list='outputs/digits/2shot-seed1,optimizer.lr=0.1/shots.json'\"",
+    ),
+    (
+        "dataset.path=a(b)",
+        "dataset.path: Hydra cannot read 'a(b)' as it stands; type \"dataset.path='a(b)'\"",
+    ),
+    ("dataset.path=it's", 'type "dataset.path=\\"it\'s\\""'),
+]
+
+
+@pytest.fixture
+def said(monkeypatch, capsys):
+    """Arguments -> the line that `clipkal` prints on them, without running anything."""
+
+    def ask(line):
+        monkeypatch.setattr(sys, "argv", ["clipkal", *line.split()])
+        monkeypatch.setattr(cli, "run", check)
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 2
+        return capsys.readouterr().err.strip()
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"), BAD_VALUES + CONTRADICTIONS + UNKNOWN + FORMS, ids=lambda v: v.replace(" ", "_")
+)
+def test_what_cannot_be_is_one_line_that_says_what_can(said, line, expected):
+    answer = said(line)
+    assert expected in answer
+    assert answer.startswith("clipkal: ")
+    assert "\n" not in answer
+
+
+def test_bad_input_is_refused_before_torch_is_imported():
+    lines = [line.split() for line, _ in [*BAD_VALUES[:2], *CONTRADICTIONS[:2], *UNKNOWN[:2], *FORMS[:2]]]
+    code = (
+        "import sys; sys.modules['torch'] = None; from clipkal import cli\n"
+        f"for line in {lines!r}:\n"
+        "    sys.argv = ['clipkal', *line]\n"
+        "    try: cli.main()\n"
+        "    except SystemExit as end: assert end.code == 2\n"
+        "    else: raise AssertionError(line)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == len(lines)
+
+
+def test_what_is_quoted_as_told_means_itself():
+    stream = random.Random(0)
+    values = ["".join(stream.choices("ab =[](){}'\"\\$`#,:é/.", k=stream.randint(1, 8))) for _ in range(300)]
+    script = "\n".join(f"printf '%s\\0' {_quoted('key', value).removeprefix('type ')}" for value in values)
+    typed = subprocess.run(["sh"], input=script, capture_output=True, text=True).stdout.split("\0")[:-1]
+    read = [str(OverridesParser.create().parse_override(word).value()) for word in typed]
+    assert [OmegaConf.create({"key": value}).key for value in read] == values
+
+
+def test_settings_may_stand_on_both_sides_of_a_flag():
+    assert prepared(["seed=1", "-m", "method=adamw,sgd"]) == ["-m", "seed=1", "method=adamw,sgd"]
+    assert prepared(["a=1", "--config-dir", "mine", "b=2"]) == ["--config-dir", "mine", "a=1", "b=2"]
+
+
+def test_verbose_is_the_debug_level_of_our_own_logger():
+    assert prepared(["--verbose", "seed=2"]) == ["seed=2", "hydra.verbose=clipkal"]
+
+
+def test_version_is_ours(capsys):
+    with pytest.raises(SystemExit) as ended:
+        prepared(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.strip() == f"clipkal {__version__}"
+
+
+WORDS = [
+    (schema.DatasetConfig, "source", SOURCES),
+    (schema.ShiftConfig, "classes", SPACES),
+    (schema.FewshotConfig, "validation", VALIDATIONS),
+    (schema.FewshotConfig, "protocol", PROTOCOLS),
+    (schema.FewshotConfig, "short_class", SHORT_CLASS),
+    (schema.FewshotConfig, "subset", SUBSETS),
+    (schema.AdapterConfig, "name", ADAPTERS),
+    (schema.LoRAConfig, "towers", TOWERS),
+    (schema.KalmanConfig, "observation", set(OBSERVATIONS) - {"gaussian"}),  # regression only
+    (schema.KalmanConfig, "noise", NOISES),
+    (schema.KalmanConfig, "covariance", {"auto", *COVARIANCES}),
+    (schema.KalmanConfig, "gate", GATES),
+    (schema.NaturalGradientConfig, "fisher", get_args(Fisher)),
+    (schema.NaturalGradientConfig, "solver", get_args(Solver)),
+    (schema.PredictiveConfig, "name", PREDICTIVES),
+    (schema.TrackingConfig, "mode", MODES),
+]
+
+
+@pytest.mark.parametrize(("kind", "key", "known"), WORDS, ids=lambda v: v if isinstance(v, str) else "")
+def test_the_words_of_a_setting_are_those_of_the_library(kind, key, known):
+    (rule,) = [one.metadata["rule"] for one in fields(kind) if one.name == key]
+    said = rule.says.removeprefix("one of ").removesuffix(" or null").split(", ")
+    assert set(said) == set(known)
+    assert all(map(rule.holds, known))
+
+
+def test_lora_targets_are_those_of_the_library():
+    (rule,) = [one.metadata["rule"] for one in fields(schema.LoRAConfig) if one.name == "targets"]
+    assert rule.holds(list(TARGETS))
+    assert not rule.holds([*TARGETS, "x"])
+
+
+def test_optimisers_with_a_posterior_are_those_that_draw():
+    from clipkal.optim import FunctionSpaceFilter, KalmanFilter
+
+    assert all(hasattr(one, "logit_samples") for one in (FunctionSpaceFilter, KalmanFilter))
+    assert WITH_POSTERIOR == ("function_space", "kalman")
+
+
+def test_an_experiment_of_your_own_is_taken(tmp_path, monkeypatch):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n", encoding="utf-8")
+    found = []
+    monkeypatch.setattr(sys, "argv", ["clipkal", "--config-dir", str(tmp_path), "+experiment=mine"])
+    monkeypatch.setattr(cli, "run", lambda cfg: (check(cfg), found.append(cfg.seed)))
+    monkeypatch.chdir(tmp_path)
+    cli.main()
+    assert found == [7]
+
+
+def test_new_keys_of_mappings_are_taken(monkeypatch, tmp_path):
+    found = []
+    words = ["+dataset.columns.path=file", "+dataset.splits.test=query"]
+    monkeypatch.setattr(sys, "argv", ["clipkal", *words])
+    monkeypatch.setattr(cli, "run", lambda cfg: (check(cfg), found.append(cfg.dataset)))
+    monkeypatch.chdir(tmp_path)
+    cli.main()
+    assert (found[0].columns, found[0].splits) == ({"path": "file"}, {"test": "query"})
+
+
+def test_a_shift_is_held_against_its_rules_too():
+    from clipkal.config import compose
+
+    cfg = compose(["dataset=imagenet_shifts"])
+    check(cfg)
+    name = next(iter(cfg.dataset.shifts))
+    cfg.dataset.shifts[name].border = -1
+    with pytest.raises(
+        ConfigError, match=rf"dataset\.shifts\.{name}\.border=-1: must be a whole number from 0 on"
+    ):
+        check(cfg)
