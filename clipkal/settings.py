@@ -23,6 +23,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 """Above 0, up to 1: a forgetting factor, a part of a whole."""
 Count = Annotated[int, Field(ge=1)]
+Several = Annotated[int, Field(ge=2)]
+"""Two or more: the folds of a cross-validation."""
 Steps = Annotated[int, Field(ge=0)]
 
 Function = TypeVar("Function", bound=Callable[..., None])

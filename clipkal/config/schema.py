@@ -160,10 +160,9 @@ class NaturalGradientConfig(FirstOrderConfig):
 
 @dataclass
 class FunctionSpaceConfig(OptimizerConfig):
-    """The exact full posterior of an adapter that is linear in its parameters."""
+    """The Laplace posterior, with its full covariance, of an adapter that is linear in its parameters."""
 
     prior: Any = "crossval"  # prior variance p0: crossval (over the shots) | evidence | ratio | a number
-    scale: str = "frozen"  # logit scale: evidence (part of the state) | frozen
     temperature: Any = (
         "unit"  # of the posterior draws: unit | crossval | a number (1 = the Laplace posterior)
     )
