@@ -34,14 +34,13 @@ from clipkal.optim.full_kalman.problem import Precision, ReducedModel, Sites
 # Up to this many unknowns a Cholesky factor is cheaper than a dozen products.
 SMALL = 400
 # A log-determinant that is only reported is estimated from about this many random signs (a search uses all its probes).
-ENTRIES = 3000
+SIGNS = 3000
 # The search: MAPs to this accuracy (mode.py); log a by steps of log 4, at most four each way, to SEARCH_LOG; it walks on
 # for no less than this gain in nats per image (separable shots would walk for ever).
 SEARCH_DISTANCE, SEARCH_STEP, SEARCH_LOG, SEARCH_GAIN = 0.02, math.log(4.0), 0.75, 0.002
 SEARCH_REACH = 4 * SEARCH_STEP
 # Accuracy of the final mode in the solves' precision, unless precision="float64" asks for all there is.
-FINAL = {torch.float64: 0.005, torch.float32: 0.02}
-EXACT = 1e-7
+FINAL, TIGHT = {torch.float64: 0.005, torch.float32: 0.02}, 1e-7
 # Cross-validation: images to hold out; about how many to look at in all (never fewer than `folds` a class; the difference
 # between two p₀ on the same images needs no more); accuracy of the modes; the temperatures that are compared.
 ENOUGH, SHOWN, DISTANCE, LEFT_OUT = 80, 8192, 0.1, -2
@@ -74,7 +73,7 @@ class Settings:
         """Probes [S, D] for the log-determinant, None where a Cholesky factor is to be used; fewer where D itself averages."""
         if model.size == 0 or self.direct(model.size, searching=True):
             return None
-        enough = self.probes if self.prior == "evidence" else ENTRIES // model.size
+        enough = self.probes if self.prior == "evidence" else SIGNS // model.size
         count = max(1, min(self.probes, enough))
         return rademacher(count, model.size, self.seed, model.offset)
 
@@ -98,7 +97,7 @@ def fit(model: ReducedModel, settings: Settings) -> Fit:
     model = model.with_amplitude(math.exp(0.5 * log_variance) / math.sqrt(unit))
     if validation:  # most of the data, so a good start for all of it
         warm.found |= validation.folds[0].warm.found
-    mode = warm.mode(model, EXACT if settings.precision == "float64" else FINAL[model.offset.dtype])
+    mode = warm.mode(model, TIGHT if settings.precision == "float64" else FINAL[model.offset.dtype])
     temperature = _choose_temperature(model, settings, log_variance, validation)
     metrics = {
         "p0": model.amplitude**2,
