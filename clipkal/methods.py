@@ -25,7 +25,7 @@ GRADIENT_METHODS: dict[str, Callable[..., BatchOptimizer]] = {
 }
 """What takes a learning rate, which is searched on few-shot validation images."""
 MAX_DIRECT = 4096
-"""Most unknowns that the exact posterior factorises at once (134 MB); 100 draws cost far less so than by CG."""
+"""Most unknowns that the full-covariance filter factorises at once (134 MB); 100 draws cost far less so than by CG."""
 LOOP = ("name", "lr", "lr_grid", "default_lr", "schedule", "epochs", "keep", "batch_size")
 """Keys of `optimizer` that say how the loop goes round; the others are the optimiser's own."""
 
@@ -84,7 +84,6 @@ def _function_space(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
     return Kalman(
         adapter,
         prior=cfg.prior,
-        scale=cfg.scale,
         temperature=cfg.temperature,
         solver=cfg.solver,
         max_direct=MAX_DIRECT,

@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Positive = Annotated[Finite, Field(gt=0)]
-NonNegative = Annotated[Finite, Field(ge=0)]
+NonNegative = Annotated[float, Field(ge=0, le=1e12)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 """From 0 to below 1: a momentum, the weight of the past in a running mean."""
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -25,6 +25,8 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Variance = Annotated[float, Field(ge=1e-30, le=1e12)]
 """Beyond these bounds float32 has no room left for products with a Jacobian."""
 Count = Annotated[int, Field(ge=1)]
+Several = Annotated[int, Field(ge=2)]
+"""Two or more: the folds of a cross-validation."""
 Steps = Annotated[int, Field(ge=0)]
 
 Function = TypeVar("Function", bound=Callable[..., None])

@@ -190,11 +190,10 @@ class NaturalGradientConfig(FirstOrderConfig):
 
 @dataclass
 class FunctionSpaceConfig(OptimizerConfig):
-    """The exact full posterior of an adapter that is linear in its parameters."""
+    """The Laplace posterior, with its full covariance, of an adapter that is linear in its parameters."""
 
     # prior variance p0; crossval: over the shots
     prior: Any = setting("crossval", PRIOR | words("crossval", "evidence", "ratio"))
-    scale: str = setting("frozen", words("frozen", "evidence"))  # logit scale; evidence: part of the state
     # of the posterior draws; 1 = the Laplace posterior
     temperature: Any = setting("unit", TEMPERATURE | words("unit", "crossval"))
     solver: str = setting("auto", words("auto", "direct", "cg"))

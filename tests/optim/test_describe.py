@@ -14,7 +14,7 @@ from clipkal.adapters.lora import LoRASettings, build_lora
 from clipkal.backbones import load_backbone
 from clipkal.config import compose, conf_dir
 from clipkal.methods import make_build
-from clipkal.optim import FunctionSpaceFilter, KalmanFilter
+from clipkal.optim import Kalman, KalmanFilter
 
 KALMAN = {"optimizer": "KalmanFilter", "observation": "Categorical", "noise": "ModelNoise", "gate": "NoGate"}
 SUBSPACE = {**KALMAN, "route": "bilinear", "covariance": "Subspace"}
@@ -23,7 +23,7 @@ LINEAR = {
     "adagrad": {"optimizer": "Adagrad", "kernel": "plain"},
     "adamw": {"optimizer": "AdamW", "kernel": "fused"},
     "kalman": {
-        "optimizer": "FunctionSpaceFilter",
+        "optimizer": "Kalman",
         "route": "bilinear",
         "covariance": "full, in function space",
         "solver": "direct",
@@ -39,7 +39,7 @@ LINEAR = {
     },
     "kalman_diagonal": SUBSPACE,
     "kfac": {"optimizer": "KFAC", **NATURAL},
-    "reng": {"optimizer": "RENG", **NATURAL, "hessian": "double_backprop"},
+    "reng": {"optimizer": "RENG", **NATURAL},
     "ring": {"optimizer": "RING", **NATURAL},
     "rkalman": SUBSPACE,
     "sam": {"optimizer": "SAM", "kernel": "plain"},
@@ -119,7 +119,7 @@ def test_the_slow_route_is_warned_of_and_recorded(make, caplog: pytest.LogCaptur
 
 def test_a_large_problem_says_that_it_is_solved_by_conjugate_gradients() -> None:
     adapter = LinearAdapter(F.normalize(torch.randn(5, 8), dim=-1), 20.0)
-    optimiser = FunctionSpaceFilter(adapter, max_direct=10, precision="float32")
+    optimiser = Kalman(adapter, max_direct=10, precision="float32")
     assert optimiser.describe()["solver"] == "auto"
     optimiser.step(torch.randn(10, 8), torch.arange(10) % 5)
     said = optimiser.describe()

@@ -5,15 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from clipkal.optim.function_space.evidence import log_determinant, rademacher
-from clipkal.optim.function_space.likelihood import Sites
-from clipkal.optim.function_space.reduced import ReducedModel
-from clipkal.optim.jacobian import PROBES, sketch
 from kalman_models import batch, bilinear
 from test_gpu import CASES
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clipkal.optim import FunctionSpaceFilter
+from clipkal.optim import Kalman
+from clipkal.optim.full_kalman.evidence import log_determinant, rademacher
+from clipkal.optim.full_kalman.problem import ReducedModel, Sites
+from clipkal.optim.model.jacobian import PROBES, sketch
 
 
 class Draws(TorchDispatchMode):
@@ -33,7 +32,7 @@ class Draws(TorchDispatchMode):
 MORE = {
     "function space, probes": (
         bilinear,
-        lambda m: FunctionSpaceFilter(m, prior="evidence", solver="cg", temperature="crossval"),
+        lambda m: Kalman(m, prior="evidence", solver="cg", temperature="crossval"),
     )
 }
 
@@ -67,7 +66,7 @@ def perturbed(size: float, precision: str) -> dict[str, float]:
     torch.manual_seed(0)
     model, (x, y) = bilinear(), batch(B=24)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
-    info = FunctionSpaceFilter(model, precision=precision).step(x * (1 + size * noise), y)
+    info = Kalman(model, precision=precision).step(x * (1 + size * noise), y)
     assert info.log_evidence is not None
     return {"p0": info.metrics["p0"], "evidence": info.log_evidence}
 
@@ -86,11 +85,9 @@ def test_a_log_determinant_from_probes_bears_other_signs_of_the_coordinates() ->
     N, C, r, t = 60, 8, 40, 7
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)
-    model = ReducedModel(
-        draw(N, r) / r**0.5, draw(C, t), draw(N, C), torch.zeros(N, dtype=torch.long), 2.0, 0.0
-    )
+    model = ReducedModel(draw(N, r) / r**0.5, draw(C, t), draw(N, C), torch.zeros(N, dtype=torch.long), 2.0)
     sites, probes = Sites.at(model.offset), rademacher(8, model.size, 0, model.offset)
-    exact = float(torch.logdet(model.precision_matrix(sites)))
+    exact = float(torch.logdet(model.hessian_matrix(sites)))
     for _ in range(4):
         assert log_determinant(model, sites, probes) == pytest.approx(exact, rel=0.03)
         signs = draw(r).sign(), draw(t).sign()

@@ -6,7 +6,7 @@ from kalman_models import bilinear
 from sklearn.datasets import load_digits
 from torch import nn
 
-from clipkal.optim import Kalman, KalmanFilter
+from clipkal.optim import KalmanFilter, OnlineKalman
 
 
 def cnn() -> nn.Module:
@@ -73,7 +73,7 @@ def test_what_begins_at_zero_or_is_one_layer_is_no_network() -> None:
     assert KalmanFilter(change(), priors={"0.weight": 1.0}).ratio == 3.0
     assert KalmanFilter(nn.Linear(6, 4)).ratio == 3.0
     assert KalmanFilter(bilinear()).ratio == 3.0
-    assert Kalman(bilinear()).ratio == 10.0
+    assert OnlineKalman(bilinear()).ratio == 10.0
 
 
 def test_a_resumed_filter_knows_what_it_began_as() -> None:

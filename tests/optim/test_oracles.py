@@ -61,7 +61,7 @@ def test_the_dense_filters_covariance_is_laplace_torchs() -> None:
 
 
 @pytest.mark.parametrize(("solver", "tolerance"), [("direct", 1e-8), ("cg", 0.01)])
-def test_the_function_space_posterior_and_evidence_are_laplace_torchs(solver: str, tolerance: float) -> None:
+def test_the_posterior_and_evidence_of_kalman_are_laplace_torchs(solver: str, tolerance: float) -> None:
     """A linear map at its MAP: covariance of the logits at new images, log marginal likelihood (`cg`: by Lanczos)."""
     model = Bilinear(torch.eye(4).double(), 6, scale=2.0)
     x, y = batch(B=20)

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from test_function_space import dense, fixed, problem
+from full_kalman_models import dense, fixed, full_jacobian, problem
 from torch.nn import functional as F
 
 from clipkal.adapters import LinearAdapter
 from clipkal.optim import KalmanFilter
-from clipkal.optim.full_kalman.transfer import OtherClasses
+from clipkal.optim.full_kalman.posterior import OtherClasses
 
 D, NEW = 6, 5
 
@@ -27,42 +27,37 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, share: float) -> Non
     assert (found - wanted).abs().max() < share * wanted.abs().max()
 
 
-@pytest.fixture(params=["frozen", "evidence"])
-def learnt(request):
+@pytest.fixture
+def learnt():
     model, inputs, labels = problem()
-    optimizer = fixed(model, scale=request.param, temperature=0.8)
+    optimizer = fixed(model, temperature=0.8)
     optimizer.step(inputs, labels)
     return model, optimizer
 
 
-def test_function_space_draws_for_other_classes_are_those_of_w_itself(learnt):
+def test_samples_of_kalman_for_other_classes_are_those_of_w_itself(learnt):
     model, optimizer = learnt
     images, text = unit(4, 1), unit(NEW, 2)
     reference = optimizer.reference_scale.exp()
     model.text = text
     draws = optimizer.logit_samples(images, 40_000, torch.Generator().manual_seed(3))
-    w, kappa = optimizer.sample(40_000, torch.Generator().manual_seed(4))
+    w = optimizer.sample(40_000, torch.Generator().manual_seed(4))
     offset = reference * images @ text.T
-    wanted = kappa[:, None, None] * offset + reference * torch.einsum("bq,npq,cp->nbc", images, w, text)
+    wanted = offset + reference * torch.einsum("bq,npq,cp->nbc", images, w, text)
     assert_close(draws.mean(0), wanted.mean(0), 0.03)
     assert_close(draws.mean(0), model(images), 0.03)
     assert_close(covariance(draws), covariance(wanted), 0.05)
     assert_close(covariance(draws), optimizer.logit_covariance(images), 0.05)
 
 
-@pytest.mark.parametrize("scale", ["frozen", "evidence"])
 @pytest.mark.parametrize(("classes", "d"), [(3, 6), (4, 8), (9, 4)])
-def test_function_space_moments_for_other_classes_are_in_closed_form(classes, d, scale):
+def test_moments_of_kalman_for_other_classes_are_in_closed_form(classes, d):
     model, inputs, labels = problem(12, classes, d)
-    scale_sd = 0.3 if scale == "evidence" else 0.0
-    theta, sigma, _, _ = dense(model.text.clone(), 3.0, inputs, labels, 0.7, scale_sd)
-    optimizer = fixed(model, scale=scale, scale_sd=0.3)
+    theta, sigma, _, _ = dense(model.text.clone(), 3.0, inputs, labels, 0.7)
+    optimizer = fixed(model)
     optimizer.step(inputs, labels)
     images, text = unit(7, 1, d), unit(NEW, 2, d)
-    offset = 3.0 * images @ text.T
-    jacobian = 3.0 * torch.einsum("ca,nb->ncab", text, images).reshape(7, NEW, d * d)
-    if scale_sd:
-        jacobian = torch.cat((jacobian, offset[..., None]), -1)
+    offset, jacobian = 3.0 * images @ text.T, full_jacobian(text, 3.0, images)
     model.text = text
     exact = {"atol": 1e-7, "rtol": 1e-7}
     torch.testing.assert_close(model(images).detach(), offset + jacobian @ theta, **exact)
@@ -102,7 +97,7 @@ def test_learning_goes_on_from_the_learnt_classes_after_a_look_at_others(learnt)
     model.text = text
     optimizer.step(inputs, labels)
     again, first_inputs, first_labels = problem()
-    other = fixed(again, scale=optimizer.settings.scale, temperature=0.8)
+    other = fixed(again, temperature=0.8)
     other.step(first_inputs, first_labels)
     other.step(inputs, labels)
     torch.testing.assert_close(model.weight, again.weight)

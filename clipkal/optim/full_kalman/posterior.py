@@ -1,90 +1,164 @@
-"""The solved problem: what the filter knows about W once it has seen the data, and how to read it."""
+"""What the filter knows about W once it has seen the data: the Laplace posterior at the MAP, in samples and covariances.
 
-from dataclasses import dataclass, fields
+Samples need no factor of the covariance. Matheron's rule, or perturb-and-MAP (Wilson et al. 2020, arXiv 2002.09309, in
+function space; here in reduced coordinates), `perturb`:
+
+    x₀ ~ N(0, I),  ε ~ N(0, I) [N, C],   δ = H⁻¹ (x₀ + Φᵀ M^{½} ε),   H = I + ΦᵀMΦ
+
+has covariance H⁻¹(I + ΦᵀMΦ)H⁻¹ = H⁻¹, so x* + δ is a sample. The temperature T of a cold posterior p(y, W)^{1/T} scales the
+Laplace covariance and leaves the mode: x* + √T δ.
+
+Ours: a sample must also say what W does where the data are silent. x₀ is therefore read off a prior sample R₀ [q, t + 1] of
+*all* right coordinates, and only the part in the span is exchanged (`Posterior._coordinates`):
+
+    R = V_F X* + √T (R₀ + V_F (δ − V_Fᵀ R₀))
+
+An image outside the span keeps the variance p₀‖f_⊥‖² left leftᵀ. The extra column is the one left direction that the
+class-centred span misses: the shift common to all classes.
+
+Classes that nothing was learnt from are other left factors of the same W (`OtherClasses`, ours):
+
+    left′ W right = left′ V_T (V_Tᵀ W) right + (left′ − left′ V_T V_Tᵀ) W right
+
+The first part the shots have informed. In the second W keeps its prior N(0, p₀ I), independent of the first, so V_T is only
+continued by an orthonormal basis of what the new classes see beyond it. No problem is solved again, and W is never formed.
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clipkal.optim.full_kalman.likelihood import Sites
-from clipkal.optim.full_kalman.newton import Mode
-from clipkal.optim.full_kalman.reduced import ReducedModel
-from clipkal.optim.full_kalman.sampling import FunctionDraws, draw_posterior, solve
-from clipkal.optim.full_kalman.solve import Direct
+from clipkal.optim.full_kalman.mode import PosteriorMode, hessian_factor, solve
+from clipkal.optim.full_kalman.problem import ReducedModel, Sites, span
 from clipkal.optim.linalg import normal
+
+# Left factors whose part outside the learnt directions is below this share of their norm lie inside them.
+NEGLIGIBLE = 1e-6
+# About as many numbers exist at a time in a computation that is chunked over samples.
+ENTRIES = 2**25
+
+
+@dataclass(frozen=True)
+class FunctionSamples:
+    """S functions from image features to logits.
+
+    Attributes:
+        coordinates: R [S, q, t + 1].
+        classes: A⁺ = √p₀ left [V_T, u] [C, t + 1].
+    """
+
+    coordinates: Tensor
+    classes: Tensor
+
+    def logits(self, offset: Tensor, right: Tensor) -> Tensor:
+        """Logits [S, B, C] of zero-weight logits [B, C] and features [B, q]; S·q·C·(t + B) multiply-adds."""
+        out = right.new_empty(len(self.coordinates), *offset.shape)
+        chunk = max(1, ENTRIES // max(1, right.shape[1] * self.classes.shape[0]))
+        for start in range(0, len(out), chunk):
+            part = slice(start, start + chunk)
+            torch.matmul(right, self.coordinates[part] @ self.classes.T, out=out[part])
+        return out.add_(offset)
+
+
+def perturb(
+    model: ReducedModel,
+    sites: Sites,
+    samples: int,
+    generator: torch.Generator | None,
+    white: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x₀ [S, D], which `white` may give, and the right-hand side x₀ + Φᵀ M^{½} ε [S, D]."""
+    if white is None:
+        white = normal((samples, model.size), model.offset, generator)
+    noise = sites.root(normal((samples, *model.offset.shape), model.offset, generator))
+    return white, white + model.adjoint(noise)
 
 
 @dataclass
 class Posterior:
-    """The reduced model at its hyper-parameters, its mode, the bases V_F [q, r] and [V_T, u] [p, t + 1], left [C, p],
-    temperature T.
+    """The solved problem, and how to read it.
 
-    exact: solve by a Cholesky factor, made at first use and kept.
+    Attributes:
+        model: the reduced model at its hyper-parameters.
+        mode: its MAP.
+        right_basis: V_F [q, r].
+        left_basis: [V_T, u] [p, t + 1].
+        left: left factors [C, p] of the classes that are read.
+        temperature: T.
+        direct: solve by a Cholesky factor, made at first use and kept.
     """
 
     model: ReducedModel
-    mode: Mode
+    mode: PosteriorMode
     right_basis: Tensor
     left_basis: Tensor
     left: Tensor
     temperature: float
-    exact: bool
-    _factor: Direct | None = None
-
-    @property
-    def kappa(self) -> float:
-        return self.model.scale(self.mode.x)
-
-    def weight(self) -> Tensor:
-        """The W [p, q] for which κ (z⁰ + left W right) are the MAP logits, up to a shift common to all classes."""
-        matrix, _ = self.model.split(self.mode.x)
-        basis = self.left_basis[:, : matrix.shape[1]]
-        return (self.model.amplitude / self.kappa) * basis @ matrix.T @ self.right_basis.T
+    direct: bool
+    _factor: Tensor | None = None
 
     def classes(self) -> Tensor:
         """A⁺ = √p₀ left [V_T, u] [C, t + 1]."""
         return self.model.amplitude * (self.left.to(self.left_basis) @ self.left_basis)
 
-    def factor(self) -> Direct | None:
-        if self._factor is None and self.exact:
-            self._factor = Direct.at(self.model, self.mode.sites)
+    def factor(self) -> Tensor | None:
+        """The Cholesky factor [D, D] of H, None where systems are solved by conjugate gradients."""
+        if self._factor is None and self.direct:
+            self._factor = hessian_factor(self.model, self.mode.sites)
         return self._factor
 
-    def draw(
+    def sample_functions(
         self, samples: int, generator: torch.Generator | None, tolerance: float | None = None
-    ) -> FunctionDraws:
-        """Functions from the posterior, in float32."""
+    ) -> FunctionSamples:
+        """Functions from the posterior, in float32; tolerance: of the CG residual."""
         tolerance = tolerance or (1e-8 if self.model.offset.dtype == torch.float64 else 1e-2)
-        coordinates, scales = draw_posterior(
-            self.model, self.mode, self.right_basis, self.factor(), samples, self.temperature, generator, tolerance
-        )  # fmt: skip
-        return FunctionDraws(coordinates.float(), scales.float(), self.classes().float())
+        coordinates = self._coordinates(samples, generator, tolerance)
+        return FunctionSamples(coordinates.float(), self.classes().float())
 
-    def sample(self, samples: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """W [S, p, q] and κ [S]: the reduced coordinates, and the prior in every left direction the classes do not span."""
-        coordinates, scales = draw_posterior(
-            self.model, self.mode, self.right_basis, self.factor(), samples, self.temperature, generator, 1e-8
-        )  # fmt: skip
+    def sample_weights(self, samples: int, generator: torch.Generator | None) -> Tensor:
+        """W [S, p, q]: the reduced coordinates, and the prior in every left direction the classes do not span."""
+        coordinates = self._coordinates(samples, generator, 1e-8)
         p, q = self.left_basis.shape[0], self.right_basis.shape[0]
         prior = normal((samples, p, q), coordinates, generator) * self.temperature**0.5
         basis = self.left_basis
         prior = prior - basis @ (basis.T @ prior) + basis @ coordinates.transpose(1, 2)
-        return self.model.amplitude * prior, scales
+        return self.model.amplitude * prior
 
-    def logit_covariance(self, offset: Tensor, right: Tensor) -> Tensor:
-        """T (Φ_f H⁻¹ Φ_fᵀ + p₀‖f_⊥‖² left V_T (left V_T)ᵀ + p₀‖f‖² left u (left u)ᵀ) [B, C, C], f_⊥ outside V_F."""
-        offset, right = offset.to(self.model.offset), right.to(self.model.offset)
-        plus, t = self.classes().to(self.model.offset), self.model.classes.shape[1]
+    def _coordinates(self, samples: int, generator: torch.Generator | None, tolerance: float) -> Tensor:
+        """R [S, q, t + 1]; chunked so that about ENTRIES numbers of [S, N, C] exist at a time."""
+        model, basis = self.model, self.right_basis
+        q, t = basis.shape[0], model.classes.shape[1]
+        chunk = max(1, ENTRIES // max(1, model.offset.numel() + model.size))
+        spread, centre = math.sqrt(self.temperature), model.matrix(self.mode.x)
+        parts = []
+        for start in range(0, samples, chunk):
+            count = min(chunk, samples - start)
+            prior = normal((count, q, t + 1), model.offset, generator)
+            inside = (basis.T @ prior[..., :t]).flatten(-2)
+            white, rhs = perturb(model, self.mode.sites, count, generator, inside)
+            delta, _ = solve(model, self.mode.sites, rhs, self.factor(), tolerance)
+            prior.mul_(spread)
+            prior[..., :t] += basis @ (centre + spread * model.matrix(delta - white))
+            parts.append(prior)
+        return torch.cat(parts)
+
+    def logit_covariance(self, right: Tensor) -> Tensor:
+        """Covariance [B, C, C] of the logits of sampled functions at features right [B, q], in closed form.
+
+        T (Φ_f H⁻¹ Φ_fᵀ + p₀‖f_⊥‖² left V_T (left V_T)ᵀ + p₀‖f‖² left u (left u)ᵀ),   f_⊥ outside V_F.
+        """
+        right = right.to(self.model.offset)
+        plus, t = self.classes().to(right), self.model.classes.shape[1]
         inside = right @ self.right_basis
         jacobian = torch.einsum("ba,ct->bcat", inside, plus[:, :t]).flatten(-2)
-        if self.model.scale_sd > 0:
-            jacobian = torch.cat((jacobian, self.model.scale_sd * offset[..., None]), -1)
-        tolerance = 1e-12 if offset.dtype == torch.float64 else 1e-5
-        flat = jacobian.flatten(0, 1)
-        solved = solve(self.model, self.mode.sites, self.factor(), flat, tolerance).view_as(jacobian)
+        tolerance = 1e-12 if right.dtype == torch.float64 else 1e-5
+        solved, _ = solve(self.model, self.mode.sites, jacobian.flatten(0, 1), self.factor(), tolerance)
         total = right.square().sum(-1)
         outside = (total - inside.square().sum(-1)).clamp(min=0.0)
-        covariance = jacobian @ solved.transpose(1, 2)
+        covariance = jacobian @ solved.view_as(jacobian).transpose(1, 2)
         covariance += outside[:, None, None] * (plus[:, :t] @ plus[:, :t].T)
         covariance += total[:, None, None] * (plus[:, t:] @ plus[:, t:].T)
         return 0.5 * self.temperature * (covariance + covariance.transpose(1, 2))
@@ -92,7 +166,7 @@ class Posterior:
     def state(self) -> dict[str, Any]:
         """Tensors and numbers only."""
         mode = {**vars(self.mode), "sites": dict(vars(self.mode.sites))}
-        plain = ("right_basis", "left_basis", "left", "temperature", "exact")
+        plain = ("right_basis", "left_basis", "left", "temperature", "direct")
         return {
             "model": {f.name: getattr(self.model, f.name) for f in fields(self.model)},
             "mode": mode,
@@ -101,6 +175,54 @@ class Posterior:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Posterior":
-        mode = Mode(**{**state["mode"], "sites": Sites(**state["mode"]["sites"])})
-        rest = {key: value for key, value in state.items() if key not in ("model", "mode")}
-        return cls(ReducedModel(**state["model"]), mode, **rest)
+        """Of `state()`, or of one that clipkal 0.1 wrote, unless the logit scale was part of that (ValueError)."""
+        model = dict(state["model"])
+        if model.pop("scale_sd", 0.0) != 0.0 or model.pop("scale_mean", 1.0) != 1.0:
+            raise ValueError(
+                "this state was written by clipkal 0.1 with scale='evidence', which is no more: fit the shots again"
+            )
+        mode = PosteriorMode(**{**state["mode"], "sites": Sites(**state["mode"]["sites"])})
+        rest = {key: value for key, value in state.items() if key not in ("model", "mode", "exact")}
+        rest.setdefault("direct", state.get("exact"))
+        return cls(ReducedModel(**model), mode, **rest)
+
+
+@dataclass
+class OtherClasses:
+    """A posterior over the logits of C′ other classes.
+
+    Sampled functions have, for a generator in the same state, the same W as those over the learnt classes.
+
+    Attributes:
+        wide: the posterior with their left factors and the continued basis.
+    """
+
+    wide: Posterior
+
+    @classmethod
+    def of(cls, learnt: Posterior, left: Tensor) -> "OtherClasses":
+        """The same posterior for left [C′, p], at the reference scale."""
+        basis = learnt.left_basis.double()
+        beyond = left.double() - (left.double() @ basis) @ basis.T
+        if beyond.norm() > NEGLIGIBLE * left.double().norm():
+            basis = torch.cat((basis, span(beyond)), 1)
+        return cls(replace(learnt, left=left, left_basis=basis.to(learnt.left_basis)))
+
+    @property
+    def left(self) -> Tensor:
+        """Left factors [C′, p]."""
+        return self.wide.left
+
+    def sample_functions(
+        self, samples: int, generator: torch.Generator | None, tolerance: float | None = None
+    ) -> FunctionSamples:
+        """Functions from the posterior, in float32; S·q more numbers for each direction beyond the learnt ones."""
+        learnt = self.wide.sample_functions(samples, generator, tolerance)
+        _, q, seen = learnt.coordinates.shape
+        more = normal((samples, q, learnt.classes.shape[1] - seen), learnt.coordinates, generator)
+        spread = self.wide.temperature**0.5
+        return replace(learnt, coordinates=torch.cat((learnt.coordinates, spread * more), -1))
+
+    def logit_covariance(self, right: Tensor) -> Tensor:
+        """Covariance [B, C′, C′] of the logits of sampled functions at features right [B, q]."""
+        return self.wide.logit_covariance(right)

@@ -5,63 +5,41 @@ import math
 
 import pytest
 import torch
-from test_function_space import Bilinear, problem
+from full_kalman_models import curvature, problem, reduced, shots
+from kalman_models import Bilinear
 from torch import Tensor
 from torch.nn import functional as F
 
 from clipkal.optim.full_kalman import Kalman
-from clipkal.optim.full_kalman.basis import reduce
-from clipkal.optim.full_kalman.crossval import deal
-from clipkal.optim.full_kalman.descent import approach
 from clipkal.optim.full_kalman.evidence import log_determinant, rademacher
-from clipkal.optim.full_kalman.likelihood import Sites
-from clipkal.optim.full_kalman.newton import find_mode
-from clipkal.optim.full_kalman.search import maximise
-from clipkal.optim.full_kalman.solve import Direct, conjugate_gradients
-
-
-def shots(
-    classes: int, per_class: int, d: int = 32, seed: int = 0, test: int = 20
-) -> tuple[Bilinear, Tensor, Tensor, Tensor, Tensor]:
-    """Images around class means that the text only half knows."""
-    g = torch.Generator().manual_seed(seed)
-    text = F.normalize(torch.randn(classes, d, generator=g), dim=-1)
-    means = F.normalize(text + 0.8 * F.normalize(torch.randn(classes, d, generator=g), dim=-1), dim=-1)
-
-    def images(k: int) -> tuple[Tensor, Tensor]:
-        y = torch.arange(classes).repeat_interleave(k)
-        noise = 1.3 * torch.randn(len(y), d, generator=g) / math.sqrt(d)
-        return F.normalize(means[y] + noise, dim=-1), y
-
-    return Bilinear(text, 8.0), *images(per_class), *images(test)
+from clipkal.optim.full_kalman.hyperparameters import assign_folds, maximise
+from clipkal.optim.full_kalman.mode import approach, find_mode, hessian_factor, solve
+from clipkal.optim.full_kalman.posterior import Posterior
+from clipkal.optim.full_kalman.problem import Sites
 
 
 def test_conjugate_gradients_solve_as_cholesky_does() -> None:
     model, x, y, _, _ = shots(6, 8)
-    reduced, _, _ = reduce(8 * model.text, x, 8 * x @ model.text.T, y, 1.0, "float64")
-    reduced = reduced.with_amplitude(0.3)
-    sites = Sites.at(reduced.offset)
-    rhs = torch.randn(3, reduced.size, dtype=torch.float64)
-    exact = Direct.at(reduced, sites).solve(rhs)
-    found, products = conjugate_gradients(
-        lambda v: reduced.precision(sites, v), rhs, reduced.precision_diagonal(sites), 1e-11
-    )
+    small = reduced(model, x, y, 0.09)
+    sites = Sites.at(small.offset)
+    rhs = torch.randn(3, small.size, dtype=torch.float64)
+    exact, _ = solve(small, sites, rhs, hessian_factor(small, sites), 0.0)
+    found, products = solve(small, sites, rhs, None, 1e-11)
     torch.testing.assert_close(found, exact, atol=1e-8, rtol=1e-8)
     assert products < 80
-    matrix = reduced.precision_matrix(sites)
-    torch.testing.assert_close(matrix.diagonal(), reduced.precision_diagonal(sites))
-    eye = torch.eye(reduced.size, dtype=torch.float64)
-    torch.testing.assert_close(reduced.precision(sites, eye), matrix, atol=1e-9, rtol=1e-9)
+    matrix = small.hessian_matrix(sites)
+    torch.testing.assert_close(matrix.diagonal(), small.hessian_diagonal(sites))
+    eye = torch.eye(small.size, dtype=torch.float64)
+    torch.testing.assert_close(small.hessian(sites, eye), matrix, atol=1e-9, rtol=1e-9)
 
 
 def test_the_lanczos_log_determinant_is_close_and_exact_for_enough_probes() -> None:
     model, x, y, _, _ = shots(5, 6, d=16)
-    reduced, _, _ = reduce(8 * model.text, x, 8 * x @ model.text.T, y, 0.0, "float64")
-    reduced = reduced.with_amplitude(0.5)
-    sites = Sites.at(reduced.offset)
-    exact = Direct.at(reduced, sites).log_determinant()
-    few = log_determinant(reduced, sites, rademacher(8, reduced.size, 0, reduced.offset))
-    many = log_determinant(reduced, sites, rademacher(2000, reduced.size, 0, reduced.offset), 20)
+    small = reduced(model, x, y, 0.25)
+    sites = Sites.at(small.offset)
+    exact = float(torch.logdet(small.hessian_matrix(sites)))
+    few = log_determinant(small, sites, rademacher(8, small.size, 0, small.offset))
+    many = log_determinant(small, sites, rademacher(2000, small.size, 0, small.offset), 20)
     assert few == pytest.approx(exact, rel=0.03)
     assert many == pytest.approx(exact, rel=0.003)
 
@@ -90,12 +68,11 @@ def test_float32_solves_land_where_float64_does() -> None:
 def test_the_descent_reaches_the_mode_from_afar(per_class: int, prior: float) -> None:
     """First steps that overshoot by far (many classes, one shot, a wide prior) included."""
     model, x, y, _, _ = shots(40, per_class, d=64)
-    reduced, _, _ = reduce(8 * model.text, x, 8 * x @ model.text.T, y, 0.0, "float32")
-    reduced = reduced.with_amplitude(math.sqrt(prior))
-    found, logits, products = approach(reduced, reduced.zeros(), 0.01)
-    mode = find_mode(reduced, reduced.zeros(), 1e-3, direct=False)
+    small = reduced(model, x, y, prior, "float32")
+    found, logits, products = approach(small, small.zeros(), 0.01)
+    mode = find_mode(small, small.zeros(), 1e-3, direct=False)
     assert (found - mode.x).norm() < 0.03 * max(1.0, float(mode.x.norm())) and products < 80
-    torch.testing.assert_close(logits, reduced.logits(found), atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(logits, small.logits(found), atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("prior", ["crossval", "evidence"])
@@ -125,7 +102,7 @@ def test_at_one_shot_nothing_is_held_out_and_the_hyper_prior_decides() -> None:
 
 def test_separable_shots_do_not_send_the_prior_to_infinity() -> None:
     text = torch.eye(4)
-    model = Bilinear(text, 10.0)
+    model = Bilinear(text, 4, 10.0)
     info = Kalman(model).step(text.repeat(6, 1), torch.arange(4).repeat(6))
     assert info.metrics["prior_logit_sd"] < 200 and torch.isfinite(model.weight).all()
 
@@ -140,13 +117,13 @@ def test_folds_are_balanced_and_single_images_are_never_held_out() -> None:
     model, x, y, _, _ = shots(5, 8)
     y = y.clone()
     y[0], y[1:8] = 0, 1
-    reduced, _, _ = reduce(8 * model.text, x, 8 * x @ model.text.T, y, 0.0, "float32")
-    fold = deal(reduced, 4, 100)
+    small = reduced(model, x, y, precision="float32")
+    fold = assign_folds(small, 4, 100)
     assert fold[0] == -1 and (fold[1:] >= 0).all()
     for c in range(1, 5):
         counts = torch.bincount(fold[y == c], minlength=4)
         assert counts.max() - counts.min() <= 1
-    few = deal(reduced, 4, 4)
+    few = assign_folds(small, 4, 4)
     assert [int((few[y == c] >= 0).sum()) for c in range(1, 5)] == [4] * 4
 
 
@@ -154,30 +131,24 @@ def test_the_ratio_rule_puts_the_curvatures_in_the_given_ratio() -> None:
     model, x, y = problem(15, 4, 6)
     f = Kalman(model, prior="ratio", ratio=2.5, solver="direct")
     p0 = f.step(x, y).metrics["p0"]
-    probs = (3 * x @ model.text.T).softmax(-1)
-    middle = torch.diag_embed(probs) - probs[:, :, None] * probs[:, None, :]
+    _, middle = curvature(3 * x @ model.text.T)
     trace = p0 * 9 * torch.einsum("ncd,ce,de->n", middle, model.text, model.text) * x.square().sum(-1)
     assert float(trace.sum()) / (15 * 3) == pytest.approx(2.5)
 
 
-def test_a_misleading_zero_shot_model_does_not_turn_kappa_negative() -> None:
-    text = torch.eye(3, dtype=torch.float64)
-    model = Bilinear(text, 20.0)
-    f = Kalman(model, prior=1e-4, scale="evidence", scale_sd=5.0, temperature=1.0)
-    info = f.step(text.repeat(20, 1), (torch.arange(3) + 1).repeat(20) % 3)
-    assert 0 < info.metrics["kappa"] < 0.2
-    assert torch.isfinite(f.logit_samples(text, 5, torch.Generator().manual_seed(0))).all()
-    assert float(model.log_scale) == pytest.approx(math.log(20) + math.log(info.metrics["kappa"]))
-
-
-def test_the_models_logits_are_the_map_whatever_the_scale() -> None:
+def test_a_step_brings_the_logit_scale_back_to_its_reference() -> None:
+    """So that the model's logits are the MAP's, whatever became of the scale meanwhile."""
     model, x, y, test, _ = shots(6, 4)
-    f = Kalman(model, prior=0.2, scale="evidence", temperature=1e-12)
-    info = f.step(x, y)
-    assert info.metrics["kappa"] != pytest.approx(1.0, abs=1e-3)
-    draw = f.logit_samples(test, 1, torch.Generator().manual_seed(0))[0]
+    other = Bilinear(model.text, 32, 8.0)
+    filters = [Kalman(m, prior=0.2, temperature=1e-12) for m in (model, other)]
+    other.log_scale.data += 0.5
+    for f in filters:
+        f.step(x, y)
+    assert torch.equal(other.log_scale, model.log_scale)
+    torch.testing.assert_close(other.weight, model.weight, atol=1e-5, rtol=1e-4)
+    sample = filters[1].logit_samples(test, 1, torch.Generator().manual_seed(0))[0]
     torch.testing.assert_close(
-        draw.log_softmax(-1), model(test).detach().log_softmax(-1), atol=1e-3, rtol=1e-3
+        sample.log_softmax(-1), other(test).detach().log_softmax(-1), atol=1e-3, rtol=1e-3
     )
 
 
@@ -209,22 +180,21 @@ def test_awkward_data(case: str, prior: str) -> None:
     if case == "one class absent":
         y = y.clamp(max=2)
     if case == "identical text":
-        model = Bilinear(model.text[:1].expand(4, -1).clone(), 3.0)
+        model = Bilinear(model.text[:1].expand(4, -1).clone(), 6, 3.0)
     if case == "mixed":
         x[3:] = 0.0
     _works(model, x, y, prior)
 
 
 def _works(model: Bilinear, x: Tensor, y: Tensor, prior: str) -> None:
-    for scale in ("frozen", "evidence"):
-        for solver in ("auto", "cg"):
-            fresh = Bilinear(model.text, 3.0)
-            f = Kalman(fresh, prior=prior, scale=scale, solver=solver)  # type: ignore[arg-type]
-            info = f.step(x, y)
-            assert info.log_evidence is not None and math.isfinite(info.log_evidence)
-            draws = f.logit_samples(x, 4, torch.Generator().manual_seed(0))
-            assert torch.isfinite(draws).all() and torch.isfinite(fresh.weight).all()
-            assert torch.isfinite(f.logit_covariance(x)).all()
+    for solver in ("auto", "cg"):
+        fresh = Bilinear(model.text, x.shape[1], 3.0)
+        f = Kalman(fresh, prior=prior, solver=solver)  # type: ignore[arg-type]
+        info = f.step(x, y)
+        assert info.log_evidence is not None and math.isfinite(info.log_evidence)
+        draws = f.logit_samples(x, 4, torch.Generator().manual_seed(0))
+        assert torch.isfinite(draws).all() and torch.isfinite(fresh.weight).all()
+        assert torch.isfinite(f.logit_covariance(x)).all()
 
 
 @pytest.mark.parametrize(
@@ -251,28 +221,41 @@ def test_bad_batches_are_refused_and_leave_everything_as_it_was(damage, error) -
 
 
 def _samples(f: Kalman, x: Tensor) -> Tensor:
-    f._draws = None
+    f._samples = None
     return f.logit_samples(x, 5, torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("scale", ["frozen", "evidence"])
-def test_a_checkpoint_brings_back_bit_identical_results(scale: str) -> None:
+def test_a_checkpoint_brings_back_bit_identical_results() -> None:
     model, x, y, test, _ = shots(5, 4)
-    f = Kalman(model, scale=scale)  # type: ignore[arg-type]
+    f = Kalman(model)
     f.step(x[:12], y[:12])
     buffer = io.BytesIO()
     torch.save((model.state_dict(), f.state_dict()), buffer)
     buffer.seek(0)
     weights, state = torch.load(buffer, weights_only=True)
-    other = Bilinear(model.text, 8.0)
+    other = Bilinear(model.text, 32, 8.0)
     other.load_state_dict(weights)
-    g = Kalman(other, scale=scale)  # type: ignore[arg-type]
+    g = Kalman(other)
     g.load_state_dict(state)
     assert torch.equal(_samples(f, test), _samples(g, test))
     assert torch.equal(f.logit_covariance(test), g.logit_covariance(test))
     one, two = f.step(x[12:], y[12:]), g.step(x[12:], y[12:])
     assert one == two and torch.equal(model.weight, other.weight)
     assert torch.equal(_samples(f, test), _samples(g, test))
+
+
+def test_a_state_with_a_frozen_logit_scale_loads_and_one_with_a_learnt_scale_is_refused() -> None:
+    model, x, y = problem()
+    f = Kalman(model)
+    f.step(x, y)
+    state = f.posterior.state()  # type: ignore[union-attr]
+    state["exact"] = state.pop("direct")
+    wide = {"scale_sd": 0.0, "scale_mean": 1.0}
+    assert torch.equal(
+        Posterior.from_state(state | {"model": state["model"] | wide}).mode.x, state["mode"]["x"]
+    )
+    with pytest.raises(ValueError, match="scale='evidence'"):
+        Posterior.from_state(state | {"model": state["model"] | wide | {"scale_sd": 1.0}})
 
 
 def test_a_generator_names_its_draws_in_any_batches() -> None:
@@ -291,12 +274,12 @@ def test_a_generator_names_its_draws_in_any_batches() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"prior": -1.0}, {"prior": 0.0}, {"prior": "best"}, {"scale": "x"}, {"solver": "x"}, {"temperature": -0.1},
+        {"prior": -1.0}, {"prior": 0.0}, {"prior": "best"}, {"solver": "x"}, {"temperature": -0.1},
         {"temperature": "x"}, {"precision": "x"}, {"folds": 1}, {"ratio": 0.0}, {"prior": math.nan},
     ],
 )  # fmt: skip
 def test_options_are_checked(options: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match=next(iter(options)) + " should be"):
         Kalman(problem()[0], **options)  # type: ignore[arg-type]
 
 

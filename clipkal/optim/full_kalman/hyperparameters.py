@@ -1,0 +1,300 @@
+"""The scale of the prior and the temperature of the samples, from the shots alone (ours).
+
+p₀ is searched as u = log a, a = p₀ · mean_i ‖f_i‖² · ‖A‖²_F / C: the prior variance of a class's (centred) logit, a number
+that means the same for every backbone, scale and number of classes. A log-normal hyper-prior on a keeps the choice sane
+where the data say little: at one shot it is all there is, and where the shots are separated the held-out likelihood is flat
+in p₀.
+
+* "crossval": the held-out log-likelihood of the MAP, `CrossValidation.score`.
+* "evidence": the Laplace evidence (evidence.py), MacKay's and GPML's choice. It scores the *averaged* prediction, and with
+  an isotropic prior over d² weights, most of which no task needs, averaging is right to be timid: its p₀ is too small for
+  the plug-in.
+* "ratio": p₀ such that data and prior curvature are in a given ratio at W = 0, `p0_of_ratio`: no search at all.
+
+Folds are balanced within classes and ordered by content, not by position: the images of a class are ranked by the margin of
+their own logit at W = 0 and assigned in turn, so the choice does not depend on the order of images or classes. A class with
+a single image is never held out: what a filter knows of a class it has not seen says nothing of how to learn from its
+shots. With one shot everywhere nothing can be held out and the hyper-prior decides. A fold keeps the coordinates of the
+whole problem: directions only its held-out images span simply stay at their prior there.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from clipkal.optim.full_kalman.evidence import laplace_evidence, rademacher
+from clipkal.optim.full_kalman.mode import PosteriorMode, WarmStart, hessian_factor, solve
+from clipkal.optim.full_kalman.posterior import perturb
+from clipkal.optim.full_kalman.problem import Precision, ReducedModel, Sites
+
+# Up to this many unknowns a Cholesky factor is cheaper than a dozen products.
+SMALL = 400
+# A log-determinant that is only reported is estimated from about this many random signs (a search uses all its probes).
+SIGNS = 3000
+# The search: MAPs to this accuracy (mode.py); log a by steps of log 4, at most four each way, to SEARCH_LOG; it walks on
+# for no less than this gain in nats per image (separable shots would walk for ever).
+SEARCH_DISTANCE, SEARCH_STEP, SEARCH_LOG, SEARCH_GAIN = 0.02, math.log(4.0), 0.75, 0.002
+SEARCH_REACH = 4 * SEARCH_STEP
+# Accuracy of the final mode in the solves' precision, unless precision="float64" asks for all there is.
+FINAL, TIGHT = {torch.float64: 0.005, torch.float32: 0.02}, 1e-7
+# Cross-validation: images to hold out; about how many to look at in all (never fewer than `folds` a class; the difference
+# between two p₀ on the same images needs no more); accuracy of the modes; the temperatures that are compared.
+ENOUGH, SHOWN, DISTANCE, LEFT_OUT = 80, 8192, 0.1, -2
+TEMPERATURES = (0.0, 1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `Kalman`, documented there, and the rules that follow from them."""
+
+    prior: float | Literal["crossval", "evidence", "ratio"]
+    temperature: float | Literal["unit", "crossval"]
+    solver: Literal["auto", "direct", "cg"]
+    precision: Precision
+    ratio: float
+    prior_logit_sd: float
+    prior_spread: float
+    folds: int
+    draw_logit_sd: float
+    probes: int
+    seed: int
+    max_direct: int
+
+    def direct(self, size: int, searching: bool = False) -> bool:
+        """Whether a problem of `size` unknowns is solved by a Cholesky factor."""
+        limit = SMALL if searching else self.max_direct
+        return size > 0 and (self.solver == "direct" or (self.solver == "auto" and size <= limit))
+
+    def probe_vectors(self, model: ReducedModel) -> Tensor | None:
+        """Probes [S, D] for the log-determinant, None where a Cholesky factor is to be used; fewer where D itself averages."""
+        if model.size == 0 or self.direct(model.size, searching=True):
+            return None
+        enough = self.probes if self.prior == "evidence" else SIGNS // model.size
+        count = max(1, min(self.probes, enough))
+        return rademacher(count, model.size, self.seed, model.offset)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model at its hyper-parameters, its mode, the temperature of its samples, and numbers for the log."""
+
+    model: ReducedModel
+    mode: PosteriorMode
+    temperature: float
+    metrics: dict[str, float]
+
+
+def fit(model: ReducedModel, settings: Settings) -> Fit:
+    """Chooses the hyper-parameters and solves for the mode with all the data."""
+    unit = model.logit_variance()
+    warm = WarmStart(settings.direct(model.size, searching=True))
+    validation = CrossValidation(model, settings)
+    log_variance, evaluations = _choose_variance(model, settings, unit, warm, validation)
+    model = model.with_amplitude(math.exp(0.5 * log_variance) / math.sqrt(unit))
+    if validation:  # most of the data, so a good start for all of it
+        warm.found |= validation.folds[0].warm.found
+    mode = warm.mode(model, TIGHT if settings.precision == "float64" else FINAL[model.offset.dtype])
+    temperature = _choose_temperature(model, settings, log_variance, validation)
+    metrics = {
+        "p0": model.amplitude**2,
+        "prior_logit_sd": math.exp(0.5 * log_variance),
+        "temperature": temperature,
+        "evaluations": float(evaluations),
+        "newton": float(warm.iterations),
+        "products": float(warm.products + validation.products),
+    }
+    return Fit(model, mode, temperature, metrics)
+
+
+def _choose_variance(
+    model: ReducedModel, settings: Settings, unit: float, warm: WarmStart, validation: "CrossValidation"
+) -> tuple[float, int]:
+    """log a and the number of evaluations it took."""
+    if settings.prior == "ratio":
+        return math.log(p0_of_ratio(model, settings.ratio) * unit), 0
+    if not isinstance(settings.prior, str):
+        return math.log(settings.prior * unit), 0
+    centre = 2.0 * math.log(settings.prior_logit_sd)
+    if model.size == 0 or (settings.prior == "crossval" and not validation):
+        return centre, 0
+    probes = settings.probe_vectors(model)
+
+    def score(u: float) -> float:
+        amplitude = math.exp(0.5 * u) / math.sqrt(unit)
+        penalty = 0.5 * ((u - centre) / settings.prior_spread) ** 2
+        if settings.prior == "crossval":
+            return validation.score(amplitude) - penalty
+        at = model.with_amplitude(amplitude)
+        return laplace_evidence(at, warm.mode(at, SEARCH_DISTANCE), probes) - penalty
+
+    bounds, gain = (centre - SEARCH_REACH, centre + SEARCH_REACH), SEARCH_GAIN * len(model.labels)
+    return maximise(score, centre, SEARCH_STEP, SEARCH_LOG, bounds, gain)
+
+
+def _choose_temperature(
+    model: ReducedModel, settings: Settings, log_variance: float, validation: "CrossValidation"
+) -> float:
+    """T: given, or at most 1 by rule, or by cross-validation where something can be held out."""
+    if not isinstance(settings.temperature, str):
+        return float(settings.temperature)
+    found = validation.best_temperature(model.amplitude) if settings.temperature == "crossval" else None
+    return min(1.0, settings.draw_logit_sd**2 * math.exp(-log_variance)) if found is None else found
+
+
+def p0_of_ratio(model: ReducedModel, ratio: float) -> float:
+    """p₀ such that the average eigenvalue of QᵀΦΦᵀQ, over the C − 1 directions of an image, is `ratio` at W = 0."""
+    diagonal = model.with_amplitude(1.0).hessian_diagonal(Sites.at(model.offset))
+    trace = float((diagonal - 1.0).double().sum())
+    directions = len(model.labels) * max(1, model.offset.shape[1] - 1)
+    return ratio * directions / trace if trace > 0 else 1.0
+
+
+@dataclass
+class Fold:
+    """Model of the images kept, model of the images held out, and the solver that remembers its last mode."""
+
+    kept: ReducedModel
+    held: ReducedModel
+    warm: WarmStart
+
+
+class CrossValidation:
+    """Held-out log-likelihoods of one reduced model by warm-started MAPs; false where no image can be held out."""
+
+    def __init__(self, model: ReducedModel, settings: Settings):
+        self.settings, self.total = settings, len(model.labels)
+        if settings.precision != "float64":
+            model = model.to(torch.float32)
+        most = max(settings.folds, SHOWN // max(1, model.offset.shape[1]))
+        fold = assign_folds(model, settings.folds, most)
+        self.folds: list[Fold] = []
+        self.held = 0
+        for index in range(settings.folds):
+            out = fold == index
+            kept = ~out & (fold != LEFT_OUT)
+            if self.held < ENOUGH and bool(out.any()) and bool(kept.any()):
+                warm = WarmStart(settings.direct(model.size, searching=True))
+                self.folds.append(Fold(model.rows(kept), model.rows(out), warm))
+                self.held += int(out.sum())
+
+    def __bool__(self) -> bool:
+        return bool(self.folds)
+
+    @property
+    def products(self) -> int:
+        """Products with Φ or Φᵀ so far."""
+        return sum(fold.warm.products for fold in self.folds)
+
+    def score(self, amplitude: float) -> float:
+        """Held-out log-likelihood of the MAP at √p₀ = amplitude, scaled up to all the images."""
+        total = 0.0
+        for fold in self.folds:
+            mode = fold.warm.mode(fold.kept.with_amplitude(amplitude), DISTANCE)
+            held = fold.held.with_amplitude(amplitude)
+            total += _log_score(held.logits(mode.x)[None], held.labels)
+        return total * self.total / self.held
+
+    def best_temperature(self, amplitude: float, pairs: int = 16) -> float | None:
+        """The T in TEMPERATURES whose averaged prediction, MAP + √T (posterior sample − MAP), does best on held-out shots."""
+        scores = torch.zeros(len(TEMPERATURES), dtype=torch.float64)
+        for fold in self.folds:
+            kept, held = fold.kept.with_amplitude(amplitude), fold.held.with_amplitude(amplitude)
+            mode = fold.warm.mode(kept, DISTANCE)
+            centre, change = held.logits(mode.x), self._changes(kept, held, mode, pairs)
+            for k, temperature in enumerate(TEMPERATURES):
+                step = math.sqrt(temperature) * change
+                scores[k] += _log_score(torch.cat((centre + step, centre - step)), held.labels)
+        return TEMPERATURES[int(scores.argmax())] if self.folds else None
+
+    def _changes(self, kept: ReducedModel, held: ReducedModel, mode: PosteriorMode, pairs: int) -> Tensor:
+        """Posterior deviations of the held-out logits [pairs, N_held, C]; each is used with both signs."""
+        if not kept.size:
+            return held.offset.new_zeros(1, *held.offset.shape)
+        generator = torch.Generator().manual_seed(self.settings.seed)
+        factor = hessian_factor(kept, mode.sites) if self.settings.direct(kept.size) else None
+        pairs = max(2, min(pairs, 2**24 // kept.offset.numel()))
+        _, rhs = perturb(kept, mode.sites, pairs, generator)
+        return held.forward(solve(kept, mode.sites, rhs, factor, 0.03)[0])
+
+
+def assign_folds(model: ReducedModel, folds: int, most: int) -> Tensor:
+    """Fold of every image [N]; −1 for the only image of a class, LEFT_OUT beyond `most` images of a class. N log N."""
+    n, labels = len(model.labels), model.labels
+    fold = labels.new_full((n,), -1)
+    counts = torch.bincount(labels, minlength=model.offset.shape[1])
+    margin = model.offset.double().log_softmax(-1)[torch.arange(n, device=labels.device), labels]
+    by_margin = torch.argsort(margin, stable=True)
+    order = by_margin[torch.argsort(labels[by_margin], stable=True)]
+    starts = counts.cumsum(0) - counts
+    rank = torch.arange(n, device=labels.device) - starts[labels[order]]
+    stride = (counts[labels[order]] + most - 1) // most  # every stride-th by margin: easy and hard ones alike
+    used = torch.where(rank % stride == stride // 2, (rank // stride) % folds, LEFT_OUT)
+    fold[order] = torch.where(counts[labels[order]] > 1, used, -1)
+    return fold
+
+
+def _log_score(logits: Tensor, labels: Tensor) -> float:
+    """Σ_i log mean_s softmax(z_s,i)[y_i] of logits [S, N, C]."""
+    chosen = logits.gather(-1, labels[None, :, None].expand(len(logits), -1, 1))[..., 0]
+    log_probs = (chosen - logits.logsumexp(-1)).double()
+    return float((log_probs.logsumexp(0) - math.log(len(logits))).sum())
+
+
+def maximise(
+    function: Callable[[float], float],
+    start: float,
+    step: float,
+    tolerance: float,
+    bounds: tuple[float, float],
+    gain: float = 0.0,
+    max_evaluations: int = 16,
+) -> tuple[float, int]:
+    """Maximiser of a smooth function near `start` inside `bounds`, and the number of evaluations.
+
+    Walks uphill from `start` by `step` until the value rises by no more than `gain`, then follows the vertex of the
+    parabola through the best point and its two neighbours. A vertex within `tolerance` of a point already seen is
+    returned as it is. A boundary is returned where the function still rises there.
+    """
+    low, high = bounds
+    values: dict[float, float] = {}
+
+    def at(u: float) -> float:
+        if u not in values:
+            values[u] = function(u)
+        return values[u]
+
+    u = min(max(start, low), high)
+    neighbour = u + step if u + step <= high else u - step
+    direction = step if neighbour > u else -step
+    if at(neighbour) < at(u):
+        u, neighbour, direction = neighbour, u, -direction
+    while len(values) < max_evaluations:
+        u, neighbour = neighbour, min(max(neighbour + direction, low), high)
+        if neighbour == u or at(neighbour) <= at(u) + gain:
+            break
+    while len(values) < max_evaluations:
+        best = max(values, key=values.__getitem__)
+        vertex = _vertex(values, best)
+        if vertex is None:
+            break
+        if min(abs(vertex - v) for v in values) < tolerance:
+            return vertex, len(values)
+        at(vertex)
+    return max(values, key=values.__getitem__), len(values)
+
+
+def _vertex(values: dict[float, float], best: float) -> float | None:
+    """Vertex of the parabola through `best` and its nearest neighbours; None at a boundary."""
+    points = sorted(values)
+    below, above = points[: points.index(best)], points[points.index(best) + 1 :]
+    if not below or not above:
+        return None
+    left, right = best - below[-1], above[0] - best
+    rise, fall = (values[best] - values[below[-1]]) / left, (values[best] - values[above[0]]) / right
+    if rise + fall <= 0:
+        return None
+    return best + 0.5 * (rise * right - fall * left) / (rise + fall)
