@@ -44,7 +44,7 @@ def _nodes(node: DictConfig, name: str = "") -> Iterator[tuple[str, DictConfig]]
         yield name, node
     for key in node:
         if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
-            yield from _nodes(node[key], f"{name}.{key}" if name else key)
+            yield from _nodes(node[key], f"{name}.{key!s}" if name else str(key))
 
 
 def _check_keys(cfg: DictConfig) -> None:
