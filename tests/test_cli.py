@@ -7,12 +7,6 @@ from dataclasses import fields
 from typing import get_args
 
 import pytest
-from clipkal.optim.covariance import COVARIANCES
-from clipkal.optim.curvature import Solver
-from clipkal.optim.gates import GATES
-from clipkal.optim.kronecker_factors import Fisher
-from clipkal.optim.noise import NOISES
-from clipkal.optim.observation import OBSERVATIONS
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
@@ -26,6 +20,9 @@ from clipkal.data.protocol import PROTOCOLS
 from clipkal.data.spec import SOURCES, SPACES
 from clipkal.data.task import SHORT_CLASS, SUBSETS, VALIDATIONS
 from clipkal.errors import ConfigError
+from clipkal.optim.kalman.parts import PARTS
+from clipkal.optim.natural_gradient.curvature import Solver
+from clipkal.optim.natural_gradient.fisher import Fisher
 from clipkal.tracking.wandb_session import MODES
 from clipkal.uncertainty import PREDICTIVES
 
@@ -97,9 +94,9 @@ UNKNOWN = [
     ("~optimizer.prior", "a run needs this setting"),
     (
         "optimizer.lr=0.1",
-        "optimizer=function_space has no setting 'lr'; it has prior, scale, temperature, solver",
+        "optimizer=function_space has no setting 'lr'; it has prior, temperature, solver",
     ),
-    ("+optimizer.lr=0.1", "optimizer=function_space has no setting 'lr'; it has prior, scale"),
+    ("+optimizer.lr=0.1", "optimizer=function_space has no setting 'lr'; it has prior"),
     ("method=zeroshot optimizer.lr=0.1", "optimizer=none has no setting 'lr'; it has none at all"),
     ("method=adamw optimizer.lrr=1", "did you mean 'optimizer.lr'?"),
     ("method=kalmann", "did you mean 'kalman'?"),
@@ -201,10 +198,10 @@ WORDS = [
     (schema.FewshotConfig, "subset", SUBSETS),
     (schema.AdapterConfig, "name", ADAPTERS),
     (schema.LoRAConfig, "towers", TOWERS),
-    (schema.KalmanConfig, "observation", set(OBSERVATIONS) - {"gaussian"}),  # regression only
-    (schema.KalmanConfig, "noise", NOISES),
-    (schema.KalmanConfig, "covariance", {"auto", *COVARIANCES}),
-    (schema.KalmanConfig, "gate", GATES),
+    (schema.KalmanConfig, "observation", set(PARTS["observation"]) - {"gaussian"}),  # regression only
+    (schema.KalmanConfig, "noise", PARTS["noise"]),
+    (schema.KalmanConfig, "covariance", {"auto", *PARTS["covariance"]}),
+    (schema.KalmanConfig, "gate", PARTS["gate"]),
     (schema.NaturalGradientConfig, "fisher", get_args(Fisher)),
     (schema.NaturalGradientConfig, "solver", get_args(Solver)),
     (schema.PredictiveConfig, "name", PREDICTIVES),
@@ -227,9 +224,9 @@ def test_lora_targets_are_those_of_the_library():
 
 
 def test_optimisers_with_a_posterior_are_those_that_draw():
-    from clipkal.optim import FunctionSpaceFilter, KalmanFilter
+    from clipkal.optim import Kalman, KalmanFilter
 
-    assert all(hasattr(one, "logit_samples") for one in (FunctionSpaceFilter, KalmanFilter))
+    assert all(hasattr(one, "logit_samples") for one in (Kalman, KalmanFilter))
     assert WITH_POSTERIOR == ("function_space", "kalman")
 
 
