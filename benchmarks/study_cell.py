@@ -13,8 +13,8 @@ from clipkal.adapters import Adapter, build_adapter
 from clipkal.backbones import featurise, load_backbone
 from clipkal.config.compose import compose
 from clipkal.data import FeatureSet
+from clipkal.data.drawing import draw
 from clipkal.evaluation import SetEvaluation, evaluate
-from clipkal.inventory.shots import draw
 from clipkal.methods import make_build, make_plan
 from clipkal.optim import BatchOptimizer, KalmanFilter
 from clipkal.training import Build, Plan, Training, train

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from clipkal.backbones import Backbone
     from clipkal.data import FewShotTask
     from clipkal.evaluation import Evaluation
-    from clipkal.recording import Recorder
+    from clipkal.recording.recorder import Recorder
     from clipkal.training import Training
 
 log = logging.getLogger("clipkal")
@@ -38,7 +38,7 @@ def run(cfg: DictConfig) -> float | None:
         if found.status == "finished":
             log.info("%s  already finished, skipped (delete the folder to run it again)", directory.path)
             return directory.summary().get("val_nll")
-        from clipkal.recording import Recorder, describe  # only now: torch takes seconds to import
+        from clipkal.recording.recorder import Recorder, describe  # only now: torch takes seconds to import
 
         set_up(cfg)
         about = {"run": describe(cfg), "config": settings}
@@ -83,7 +83,7 @@ def few_shot_task(
     """
     from clipkal.adapters.build import ON_IMAGES
     from clipkal.backbones import featurise, pixelise, remembered_backbone
-    from clipkal.inventory.shots import draw
+    from clipkal.data.drawing import draw
 
     task = draw(cfg)
     on_images = cfg.adapter.name in ON_IMAGES

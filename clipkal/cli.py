@@ -12,11 +12,11 @@ from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from clipkal import sweep
 from clipkal.app import run
 from clipkal.config import conf_dir, explain, register
 from clipkal.config.arguments import prepared
 from clipkal.errors import ClipkalError
+from clipkal.recording import sweep
 
 log = logging.getLogger("clipkal")
 

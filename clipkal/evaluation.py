@@ -1,4 +1,4 @@
-"""Evaluation: every set through every predictive, to metrics, an OOD-detection table and one row per image.
+"""Evaluation: every set through every predictive, to metrics and an OOD-detection table.
 
 The label space of a set: the ID set is scored over all classes, and so is a transfer set, whose classes are
 its own; an OOD set over those it is given, or those that occur in it (as is usual for ImageNet-A and -R,
@@ -8,7 +8,7 @@ which have 200 of the 1000), by leaving the other logits out before the softmax.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,15 +16,10 @@ from torch import Tensor
 from clipkal.errors import ConfigError
 from clipkal.metrics import auroc, classification_metrics, fpr95, msp, reliability
 from clipkal.metrics.calibration import BINS
-from clipkal.tracking.writing import valid
 from clipkal.uncertainty import PREDICTIVES, Prediction
 from clipkal.uncertainty.fitting import temperatures as temperatures_of
 from clipkal.uncertainty.predictor import Model, Posterior, Predictor, evaluation_mode
 from clipkal.uncertainty.views import Images, View, predict
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
 
 SCALED = "_scaled"
 """Suffix of a predictive whose logits were divided by a fitted temperature."""
@@ -73,24 +68,6 @@ class SetEvaluation:
         found |= {"class_names": self.class_names} if self.class_names is not None else {}
         return found | {"predictive": self.metrics}
 
-    def table(self, name: str, predictive: str, probabilities: bool = True) -> "pa.Table":
-        """The rows of `Evaluation.table` for this set, called `name`, and one predictive."""
-        import pyarrow as pa
-
-        from clipkal.columns import numbers, texts
-
-        one, space, n = self.predictions[predictive], torch.tensor(self.classes), len(self.ids)
-        columns = {
-            "set": texts([valid(name)] * n),
-            "role": texts([self.role] * n),
-            "id": texts(list(map(valid, self.ids))),
-        }
-        columns |= {"label": numbers(self.labels), "predictive": texts([predictive] * n)}
-        columns |= {"predicted": numbers(space[one.predicted]), "confidence": numbers(one.confidence)}
-        columns |= {"probs": numbers(one.probs.float())} if probabilities else {}
-        columns |= {part: numbers(getattr(one, part)) for part in ("entropy", "aleatoric", "epistemic")}
-        return pa.table(columns)
-
 
 @dataclass
 class Evaluation:
@@ -110,24 +87,6 @@ class Evaluation:
         """The parts `sets`, `detection` and `evaluation` of results.json."""
         sets = {name: one.to_dict() for name, one in self.sets.items()}
         return {"sets": sets, "detection": self.detection, "evaluation": self.settings}
-
-    def table(self, probabilities: bool = True) -> "pa.Table":
-        """One row per set, predictive and image, for predictions.parquet.
-
-        Columns: set, role, id, label, predictive, predicted, confidence, probs, entropy, aleatoric,
-        epistemic. `label` and `predicted` count among all classes (of a transfer set: its own); `probs` is a
-        float32 list over the set's label space (`label_space` in results.json), left out with
-        probabilities=False: 1000 classes take 4 kB an image and predictive.
-        """
-        import pyarrow as pa
-
-        return pa.concat_tables(
-            one.table(name, p, probabilities) for name, one in self.sets.items() for p in one.predictions
-        )
-
-    def frame(self, probabilities: bool = True) -> "pd.DataFrame":
-        """The same for pandas."""
-        return self.table(probabilities).to_pandas()
 
 
 def evaluate(

@@ -68,8 +68,13 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes indented JSON atomically; a float that JSON does not know (NaN, infinity) is written as null."""
-    write_text(path, json.dumps(_json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes `json_text` atomically."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON that ends in a line break; a float that JSON does not know (NaN, infinity) becomes null."""
+    return json.dumps(_json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _json_safe(value: Any) -> Any:

@@ -270,7 +270,7 @@ def test_a_multirun_does_the_rest_when_one_job_fails(tmp_path, capsys, monkeypat
 def test_the_saved_adapter_gives_the_recorded_predictions_back(tmp_path):
     from clipkal.adapters import LinearAdapter
     from clipkal.app import few_shot_task
-    from clipkal.checkpoint import load_adapter
+    from clipkal.recording.checkpoint import load_adapter
 
     overrides = [*QUICK, "method=adamw", "optimizer.epochs=2", "optimizer.lr=0.01", f"output_dir={tmp_path}"]
     run(compose(overrides))

@@ -13,10 +13,10 @@ from PIL import Image
 from clipkal import cli
 from clipkal.app import few_shot_task, run
 from clipkal.backbones import pixels
-from clipkal.checkpoint import load_adapter
 from clipkal.config import compose
 from clipkal.errors import ConfigError
 from clipkal.methods import make_build
+from clipkal.recording.checkpoint import load_adapter
 from clipkal.training import Plan, train
 
 CLASSES = ("circle", "star", "moon")

@@ -12,10 +12,10 @@ from PIL import Image
 
 from clipkal import cli
 from clipkal.app import few_shot_task, run
-from clipkal.checkpoint import load_adapter
 from clipkal.config import compose
+from clipkal.data.drawing import others
 from clipkal.errors import ConfigError
-from clipkal.inventory.shots import others
+from clipkal.recording.checkpoint import load_adapter
 from clipkal.report.aggregate import H, aggregate
 from clipkal.report.collect import collect
 

@@ -15,6 +15,7 @@ from clipkal.errors import ConfigError
 from clipkal.evaluation import Evaluation, detection_table, evaluate, fit_temperatures
 from clipkal.files import write_json
 from clipkal.metrics import auroc, classification_metrics, fpr95
+from clipkal.recording.predictions import rows, table
 from clipkal.uncertainty import predictor
 
 D, C, SD = 8, 5, 0.7
@@ -143,7 +144,7 @@ def test_labels_of_a_gappy_label_space(model: Linear) -> None:
     assert one.classes == [1, 4]
     picked = torch.tensor([1, 4])[model(data.features)[:, [1, 4]].argmax(1)]
     assert one.metrics["plugin"]["accuracy"] == pytest.approx((picked == data.labels).double().mean().item())
-    assert set(one.table("gap", "plugin")["predicted"].to_pylist()) <= {1, 4}
+    assert set(rows("gap", one, "plugin")["predicted"].to_pylist()) <= {1, 4}
 
 
 def test_sampled_and_probit_agree_with_many_draws(model: Linear, sets: dict) -> None:
@@ -221,21 +222,21 @@ def test_results_are_json_and_rows_survive_parquet(model: Linear, sets: dict, tm
         "bins": 15,
         "temperatures": dict.fromkeys(("plugin", "sampled", "probit"), 2.0),
     }
-    parquet.write_table(result.table(), tmp_path / "predictions.parquet")
-    rows = pd.read_parquet(tmp_path / "predictions.parquet")
-    assert len(rows) == 6 * (90 + 70 + 50)
-    assert list(rows.columns) == [
+    parquet.write_table(table(result), tmp_path / "predictions.parquet")
+    frame = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert len(frame) == 6 * (90 + 70 + 50)
+    assert list(frame.columns) == [
         *("set", "role", "id", "label", "predictive", "predicted", "confidence", "probs"),
         *("entropy", "aleatoric", "epistemic"),
     ]
-    row = rows[(rows.set == "test") & (rows.predictive == "sampled")].iloc[4]
+    row = frame[(frame.set == "test") & (frame.predictive == "sampled")].iloc[4]
     np.testing.assert_allclose(row.probs, result.sets["test"].predictions["sampled"].probs[4], atol=1e-6)
     assert row.id == "test/4.jpg" and row.predicted == np.argmax(row.probs)
     assert row.entropy == pytest.approx(row.aleatoric + row.epistemic)
-    chosen = rows[(rows.set == "some") & (rows.predictive == "plugin")]
+    chosen = frame[(frame.set == "some") & (frame.predictive == "plugin")]
     assert (chosen.predicted == chosen.label).mean() == result.sets["some"].metrics["plugin"]["accuracy"]
-    assert "probs" not in result.frame(probabilities=False)
-    pd.testing.assert_frame_equal(result.frame(), rows)
+    assert "probs" not in table(result, probabilities=False).column_names
+    pd.testing.assert_frame_equal(table(result).to_pandas(), frame)
 
 
 def test_detection_table_prefers_the_bayesian_predictive(model: Linear, sets: dict) -> None:

@@ -10,12 +10,14 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from clipkal.adapters import Adapter
-from clipkal.checkpoint import Checkpoint, Interrupt, save_adapter
 from clipkal.data import FeatureSet, FewShotTask
 from clipkal.errors import ClipkalError
 from clipkal.evaluation import Evaluation
 from clipkal.files import digest
-from clipkal.places import places
+from clipkal.recording import predictions
+from clipkal.recording.checkpoint import Checkpoint, save_adapter
+from clipkal.recording.interrupt import Interrupt
+from clipkal.recording.places import places
 from clipkal.tracking import RunDirectory, WandbMirror, environment, other_choices
 from clipkal.tracking.inputs import Record, inputs_of
 from clipkal.training import State, Training
@@ -110,7 +112,7 @@ class Recorder:
         log.debug("learnt with %s", results["training"].get("optimizer", "nothing"))
         self.directory.write_results(results)
         widest = max(len(one.classes) for one in evaluation.sets.values())
-        self.directory.write_predictions(evaluation.table(probabilities=widest <= MOST_CLASSES))
+        self.directory.write_predictions(predictions.table(evaluation, widest <= MOST_CLASSES))
         saved = save_adapter(self.directory.path / "adapter.safetensors", adapter.state_dict(), about)
         if training and training.posterior is not None:
             state = training.optimizer.state_dict()["extra"]
