@@ -137,7 +137,7 @@ def joined(first: FeatureSet, second: FeatureSet) -> FeatureSet:
         first.name,
         [*first.ids, *second.ids],
         torch.cat((first.labels, second.labels)),
-        torch.cat((first.features, second.features)),
+        torch.cat((first.inputs, second.inputs)),
     )
 
 

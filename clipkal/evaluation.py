@@ -16,9 +16,10 @@ from torch import Tensor
 from clipkal.errors import ConfigError
 from clipkal.metrics import auroc, classification_metrics, fpr95, msp, reliability
 from clipkal.metrics.calibration import BINS
+from clipkal.optim.posterior import Posterior
 from clipkal.uncertainty import PREDICTIVES, Prediction
 from clipkal.uncertainty.fitting import temperatures as temperatures_of
-from clipkal.uncertainty.predictor import Model, Posterior, Predictor, evaluation_mode
+from clipkal.uncertainty.predictor import Model, Predictor, evaluation_mode
 from clipkal.uncertainty.views import Images, View, predict
 
 SCALED = "_scaled"
@@ -27,7 +28,7 @@ ROLES = ("id", "ood", "transfer")
 
 
 class LabelledSet(Protocol):
-    """What is evaluated: a `FeatureSet`, or anything whose `features[start:stop]` gives a batch of model
+    """What is evaluated: a `FeatureSet`, or anything whose `inputs[start:stop]` gives a batch of model
     inputs.
     """
 
@@ -36,7 +37,7 @@ class LabelledSet(Protocol):
     @property
     def labels(self) -> Tensor: ...
     @property
-    def features(self) -> Tensor: ...
+    def inputs(self) -> Tensor: ...
 
 
 @dataclass
@@ -154,7 +155,7 @@ def fit_temperatures(
     names = _predictive_names(predictives, posterior, n_samples)
     predictor = Predictor(model, posterior, n_samples, seed, batch_size)
     with evaluation_mode(model):
-        return temperatures_of(predictor, validation.features, validation.labels.cpu(), names, prior_sd)
+        return temperatures_of(predictor, validation.inputs, validation.labels.cpu(), names, prior_sd)
 
 
 def detection_table(sets: Mapping[str, SetEvaluation]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -196,13 +197,13 @@ def _predict(
     keys = {p: (p, 1.0) for p in names} | {p + SCALED: (p, t) for p, t in temperatures.items()}
     evaluated: dict[str, SetEvaluation] = {}
     images: dict[str, Images] = {}
-    classes = predictor.classes(next(iter(sets.values()))[1].features, next(iter(sets)))
+    classes = predictor.classes(next(iter(sets.values()))[1].inputs, next(iter(sets)))
     spaces: dict[str, tuple[int, ...] | None] = {}
     for name, (role, data) in sets.items():
         labels = data.labels.cpu()
         spaces[name] = _label_space(name, role, labels, classes, given.get(name))
         views = [View(p, t, space) for p, t in keys.values() for space in {None, spaces[name]}]
-        images[name] = Images(data.features, len(labels), views)
+        images[name] = Images(data.inputs, len(labels), views)
         evaluated[name] = SetEvaluation(role, list(data.ids), labels, [])
     for name, found in predict(predictor, images).items():
         one = evaluated[name]
@@ -247,17 +248,12 @@ def _score(one: SetEvaluation, temperatures: Mapping[str, float], bins: int) -> 
         one.predictions[key] = prediction.without_logs()
 
 
-def _predictive_names(predictives: Sequence[str], posterior: Any, n_samples: int) -> list[str]:
+def _predictive_names(predictives: Sequence[str], posterior: Posterior | None, n_samples: int) -> list[str]:
     names = list(dict.fromkeys(predictives))
     if unknown := [name for name in names if name not in PREDICTIVES]:
         raise ConfigError(f"predictive {unknown[0]!r} is unknown; choose from {', '.join(PREDICTIVES)}")
     if posterior is None:
         names = [name for name in names if name == "plugin"] or ["plugin"]
-    if "probit" in names and not hasattr(posterior, "logit_covariance"):
-        raise ConfigError(
-            f"predictive 'probit' needs the logit covariance, which {type(posterior).__name__} does "
-            "not give; choose sampled"
-        )
     if not names or n_samples < 1:
         raise ConfigError(
             f"evaluation needs at least one predictive and one sample, got {names}, {n_samples}"

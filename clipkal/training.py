@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from clipkal.adapters import Adapter
 from clipkal.data import FeatureSet
 from clipkal.optim.base import BatchOptimizer, StepInfo
+from clipkal.optim.posterior import Posterior
 from clipkal.uncertainty.predictor import Predictor, evaluation_mode
 
 Build = Callable[[Adapter, float | None], BatchOptimizer]
@@ -73,9 +74,9 @@ class Training:
     last_step: dict[str, float] = field(default_factory=dict)
 
     @property
-    def posterior(self) -> Any:
-        """The optimiser where it can draw logits from a posterior, else None."""
-        return self.optimizer if hasattr(self.optimizer, "logit_samples") else None
+    def posterior(self) -> Posterior | None:
+        """What the optimiser knows of the logits, where it is Bayesian."""
+        return self.optimizer.posterior
 
 
 class FeatureTask(Protocol):
@@ -177,7 +178,7 @@ class _Loop:
             self._set_rate(index, (self.epoch + position / len(batches)) / self.plan.epochs)
             chosen = batches[position]
             _seed(_mix(self.plan.seed, self.epoch * len(batches) + position), self.device)
-            inputs, labels = self.shots.features[chosen], self.shots.labels[chosen]
+            inputs, labels = self.shots.inputs[chosen], self.shots.labels[chosen]
             info = self.optimizer.step(inputs.to(self.device), labels.to(self.device))
             self._add(info, len(chosen))
             self.last_step = _said(info)
@@ -273,7 +274,7 @@ def validation_nll(adapter: Adapter, val: FeatureSet | None) -> float | None:
     predictor = Predictor(adapter, batch_size=adapter.batch_size)
     try:
         with evaluation_mode(adapter):
-            logits = predictor.logits(val.features, len(val.labels), "validation")
+            logits = predictor.logits(val.inputs, len(val.labels), "validation")
     except FloatingPointError:
         return math.inf
     return float(F.cross_entropy(logits, val.labels))

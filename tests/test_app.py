@@ -280,7 +280,7 @@ def test_the_saved_adapter_gives_the_recorded_predictions_back(tmp_path):
     adapter = LinearAdapter(task.text_features, task.logit_scale, coordinates="classes")
     adapter.load_state_dict(state)
     with torch.no_grad():
-        predicted = adapter(task.test.features).argmax(1)
+        predicted = adapter(task.test.inputs).argmax(1)
     accuracy = (predicted == task.test.labels).double().mean()
     assert float(accuracy) == pytest.approx(results["sets"]["test"]["predictive"]["plugin"]["accuracy"])
     assert about["method"] == "adamw"

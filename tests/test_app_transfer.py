@@ -93,7 +93,7 @@ def test_base_to_new_is_the_learnt_map_with_the_new_classes(base):
     state, _ = load_adapter(directory / "adapter.safetensors", {"run_id": results["run_id"]})
     task, _, _ = few_shot_task(compose([*DIGITS, "method=kalman", "fewshot.subset=base"]))
     other = task.transfer["new"]
-    w, features = state["metric"] @ state["weight"], other.test.features
+    w, features = state["metric"] @ state["weight"], other.test.inputs
     assert w.abs().max() > 0
     logits = state["log_scale"].exp() * (features + features @ w.T) @ other.text_features.T
     right = logits.argmax(1) == other.test.labels

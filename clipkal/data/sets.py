@@ -87,7 +87,7 @@ class FeatureSet:
         name: what the set is called in results.
         ids: N stable, distinct names.
         labels: int64 [N].
-        features: float32 [N, d], rows of length one.
+        inputs: float32 [N, d] features, rows of length one.
 
     Raises:
         DataError: as for `ImageSet`, or a feature is not finite, not of length one, or not float32.
@@ -96,16 +96,16 @@ class FeatureSet:
     name: str
     ids: list[str]
     labels: Tensor
-    features: Tensor
+    inputs: Tensor
 
     def __post_init__(self) -> None:
         _check_rows(self.name, self.ids, self.labels)
-        if self.features.dim() != 2 or len(self.features) != len(self.ids):
-            shape = list(self.features.shape)
+        if self.inputs.dim() != 2 or len(self.inputs) != len(self.ids):
+            shape = list(self.inputs.shape)
             raise DataError(
                 f"{self.name}: features are {shape}, expected [{len(self.ids)}, d]; one row per image"
             )
-        check_unit_rows(self.features, self.name, self.ids)
+        check_unit_rows(self.inputs, self.name, self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -114,11 +114,11 @@ class FeatureSet:
         """The rows at `indices`, in that order."""
         chosen = _positions(indices, len(self))
         ids = [self.ids[i] for i in chosen]
-        return FeatureSet(name or self.name, ids, self.labels[chosen], self.features[chosen])
+        return FeatureSet(name or self.name, ids, self.labels[chosen], self.inputs[chosen])
 
     def with_labels(self, labels: Tensor) -> FeatureSet:
         """The same features under other labels, int64 [N]."""
-        return FeatureSet(self.name, self.ids, labels, self.features)
+        return FeatureSet(self.name, self.ids, labels, self.inputs)
 
 
 AnySet = ImageSet | FeatureSet

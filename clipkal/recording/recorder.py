@@ -149,7 +149,7 @@ class Recorder:
 def _content(shots: Any) -> str:
     """A digest of what the optimiser is shown: features, or images by their own digest."""
     if isinstance(shots, FeatureSet):
-        return digest(shots.features.numpy().tobytes())
+        return digest(shots.inputs.numpy().tobytes())
     return digest(shots.digest)
 
 
