@@ -117,7 +117,7 @@ def read_text(path: str | Path, what: str, way_out: str) -> str:
 def read_json(path: str | Path, what: str, way_out: str) -> Any:
     """The value in a JSON file of people's.
 
-    Stricter than `json.loads`, since what is wrong with a value is best said where it is: a key that appears
+    Stricter than `json.loads`, since what is wrong with a value is best reported where it is: a key that appears
     twice, NaN and infinity, nesting beyond `DEEPEST` levels, and text that no file could hold (NUL, halves of
     surrogate pairs) are refused.
 

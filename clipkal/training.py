@@ -64,7 +64,7 @@ class Training:
 
     trials: every learning rate's outcome; kept: the one whose parameters are in the adapter now.
     optimizer: of the last trial (the only one where it holds a posterior).
-    seconds: spent by this process. last_step: what the optimiser said of its last step (prior, evidence, …).
+    seconds: spent by this process. last_step: what the optimiser reported of its last step (prior, evidence, …).
     """
 
     trials: list[Trial]
@@ -181,7 +181,7 @@ class _Loop:
             inputs, labels = self.shots.inputs[chosen], self.shots.labels[chosen]
             info = self.optimizer.step(inputs.to(self.device), labels.to(self.device))
             self._add(info, len(chosen))
-            self.last_step = _said(info)
+            self.last_step = _reported(info)
             self.position = position + 1
             if self.saver:
                 self.saver.after_step(lambda: self.state(index))
@@ -192,9 +192,9 @@ class _Loop:
 
     def _add(self, info: StepInfo, images: int) -> None:
         """An epoch reports, an image, the loss of every batch before its step and, where there is one, the log evidence."""
-        said = {"train_loss": info.loss * images}
-        said |= {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in said.items()}
+        reported = {"train_loss": info.loss * images}
+        reported |= {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in reported.items()}
 
     def _batches(self) -> Iterator[Tensor]:
         count = len(self.shots.labels)
@@ -260,7 +260,7 @@ class _Loop:
         return index
 
 
-def _said(info: StepInfo) -> dict[str, float]:
+def _reported(info: StepInfo) -> dict[str, float]:
     evidence = {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
     return {**evidence, **info.metrics}
 

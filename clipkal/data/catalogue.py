@@ -69,9 +69,9 @@ def entry(name: str, config_dir: Path | None = None) -> Entry:
     found = _paths(config_dir)
     choose("dataset", name, sorted(found), ConfigError)
     paragraphs = list(_paragraphs(files.read_text(found[name], "dataset", "mend the file")))
-    said = {key: rest for key, rest in paragraphs if key}
+    fields = {key: rest for key, rest in paragraphs if key}
     about = next((rest for key, rest in paragraphs if not key), "")
-    return Entry(name, about, said.get("Get", ""), said.get("Terms", ""), _config(name, found))
+    return Entry(name, about, fields.get("Get", ""), fields.get("Terms", ""), _config(name, found))
 
 
 def entries(config_dir: Path | None = None) -> list[Entry]:

@@ -32,7 +32,7 @@ def load_dataset(cfg: Any, root: str | Path) -> Dataset:
 
     Raises:
         DataError: the source, a domain or a corruption is unknown (the nearest is named), or the data are not
-            as said.
+            as described.
         ConfigError: a setting contradicts itself, or the source has only numbers for its classes.
     """
     spec = read_spec(cfg, root)

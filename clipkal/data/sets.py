@@ -194,7 +194,7 @@ def check_class_names(owner: str, names: Sequence[str]) -> None:
 
     Names that differ only by case, blanks, underscores or the spelling of accents count as one, since prompts do
     not tell them apart. Two classes of one name are usual in long lists (ImageNet has two called "missile"), and
-    are said in one line; three are a mistake.
+    are reported in one line; three are a mistake.
 
     Raises:
         DataError: there are fewer than two classes, a name is blank or no text, or three classes share one.

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import Tensor
 
@@ -117,7 +118,8 @@ class Recorder:
         if training and training.posterior is not None:
             state = training.optimizer.state_dict()["extra"]
             self.directory.save_tensors("posterior", _tensors(state), {**about, **_scalars(state)})
-        self._draw(evaluation)
+        if self._wants_figure():
+            self._draw(evaluation)
         summary = _summary(evaluation, training)
         self.mirror.summary(summary)
         self.mirror.artifact([self.directory.results_path, self.directory.path / "shots.json", saved])
@@ -125,6 +127,12 @@ class Recorder:
         Checkpoint.delete(self.path)
         log.info("%s  %s", self.directory.path, _headline(summary))
         return summary["val_nll"]
+
+    def _wants_figure(self) -> bool:
+        """A single run shows its own reliability diagram; those of a multirun's jobs are drawn by clipkal-report."""
+        if self.cfg.figures != "auto":
+            return self.cfg.figures
+        return not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
 
     def _draw(self, evaluation: Evaluation) -> None:
         """The reliability figure. A view of results.json, whose failure must not keep the run from finishing."""

@@ -21,7 +21,7 @@ PANELS = {ID: "In distribution", MEAN_OOD: "Out of distribution (mean)"}
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that renders by Agg and makes room for its labels."""
+    """An empty figure, in inches, that renders by Agg and leaves space for its labels."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

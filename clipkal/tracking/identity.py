@@ -22,6 +22,7 @@ EXCLUDED = (
     "data.cache",  # where features are cached
     "data.progress",  # what the terminal shows
     "data.verify",  # how closely the data are looked at
+    "figures",  # whether a diagram is drawn
     "checkpoint_every",  # how often a run can be taken up again
     "tracking",  # what is mirrored to W&B
     "wandb",
