@@ -8,11 +8,12 @@ which have 200 of the 1000), by leaving the other logits out before the softmax.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from clipkal.data.sets import LabelledSet
 from clipkal.errors import ConfigError
 from clipkal.metrics import auroc, classification_metrics, fpr95, msp, reliability
 from clipkal.metrics.calibration import BINS
@@ -27,30 +28,21 @@ SCALED = "_scaled"
 ROLES = ("id", "ood", "transfer")
 
 
-class LabelledSet(Protocol):
-    """What is evaluated: a `FeatureSet`, or anything whose `inputs[start:stop]` gives a batch of model
-    inputs.
-    """
-
-    @property
-    def ids(self) -> Sequence[str]: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def inputs(self) -> Tensor: ...
-
-
 @dataclass
 class SetEvaluation:
     """One set: its labels, and per predictive a `Prediction`, metrics and detection scores.
 
-    Attributes: role: one of `ROLES`. ids, labels: N names and class indices (int64, among all C classes).
-        classes: the label space, ascending indices among all C classes. rule: how it was chosen, "all" or
-        "occurring". class_names: where they are the set's own. predictions: over the label space,
-        columns in the order of `classes`. metrics: as `classification_metrics`, with the mean entropy,
-        aleatoric and epistemic parts (nats), the `reliability` bins, and `temperature` where one was
-        applied. scores: per predictive the scores of `clipkal.metrics.SCORES` over all C classes, each
-        (N,).
+    Attributes:
+        role: one of `ROLES`.
+        ids: N names.
+        labels: int64 [N], among all C classes.
+        classes: the label space, ascending indices among all C classes.
+        rule: how it was chosen, "all" or "occurring".
+        class_names: where they are the set's own.
+        predictions: over the label space, columns in the order of `classes`.
+        metrics: as `classification_metrics`, with the mean entropy, aleatoric and epistemic parts (nats), the
+            `reliability` bins, and `temperature` where one was applied.
+        scores: per predictive the scores of `clipkal.metrics.SCORES` over all C classes, each [N].
     """
 
     role: str

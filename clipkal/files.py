@@ -201,8 +201,9 @@ def digest(*parts: str | bytes) -> str:
 
 
 def stamps(folder: str | Path, relative: Sequence[str], contents: bool = False) -> list[str | None]:
-    """What tells a change of each file, None where there is no regular file (a pipe would never end); many at
-    once, since network disks are slow.
+    """What tells a change of each file, None where there is no regular file (a pipe would never end).
+
+    Many at once, since network disks are slow.
 
     Args:
         folder, relative: N files, by their paths below the folder.

@@ -1,5 +1,4 @@
-"""The training loop: trials over learning rates, epochs over shots, checkpoints, and the best model by
-few-shot validation.
+"""The training loop: trials over learning rates, epochs over shots, checkpoints, and the best model by few-shot validation.
 
 A run is a list of *trials* (one per learning rate; a Kalman filter has no learning rate and so one trial).
 Each trial starts from the zero-shot adapter, sees the same batches and is judged by the negative
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipkal.adapters import Adapter
-from clipkal.data import FeatureSet
+from clipkal.data.sets import LabelledSet
 from clipkal.optim.base import BatchOptimizer, StepInfo
 from clipkal.optim.posterior import Posterior
 from clipkal.uncertainty.predictor import Predictor, evaluation_mode
@@ -48,9 +47,7 @@ class Plan:
 
 @dataclass
 class Trial:
-    """One learning rate's outcome: the kept epoch, its validation NLL (None without validation images) and
-    the curve per epoch.
-    """
+    """One learning rate's outcome: the kept epoch, its validation NLL (None without validation images) and the curve per epoch."""
 
     rate: float | None
     epoch: int
@@ -79,20 +76,30 @@ class Training:
         return self.optimizer.posterior
 
 
-class FeatureTask(Protocol):
+class LearningTask(Protocol):
     """The part of a few-shot task, seen through a backbone, that training needs."""
 
     @property
-    def shots(self) -> FeatureSet: ...
+    def shots(self) -> LabelledSet:
+        """What is learnt from."""
+        ...
+
     @property
-    def val(self) -> FeatureSet | None: ...
+    def val(self) -> LabelledSet | None:
+        """What chooses among learning rates and epochs."""
+        ...
 
 
 class Saver(Protocol):
     """Decides after every step whether to write a checkpoint, and ends the run when a signal asked for it."""
 
-    def restore(self) -> State | None: ...
-    def after_step(self, state: Callable[[], State]) -> None: ...
+    def restore(self) -> State | None:
+        """What an interrupted run of the same settings saved last."""
+        ...
+
+    def after_step(self, state: Callable[[], State]) -> None:
+        """Saves what `state` gives, if it is time to."""
+        ...
 
 
 class Report(Protocol):
@@ -104,7 +111,7 @@ class Report(Protocol):
 def train(
     adapter: Adapter,
     build: Build,
-    task: FeatureTask,
+    task: LearningTask,
     plan: Plan,
     saver: Saver | None = None,
     report: Report | None = None,
@@ -139,7 +146,7 @@ class _Loop:
         self,
         adapter: Adapter,
         build: Build,
-        task: FeatureTask,
+        task: LearningTask,
         plan: Plan,
         saver: Saver | None,
         report: Report | None,
@@ -265,10 +272,8 @@ def _reported(info: StepInfo) -> dict[str, float]:
     return {**evidence, **info.metrics}
 
 
-def validation_nll(adapter: Adapter, val: FeatureSet | None) -> float | None:
-    """Mean negative log-likelihood (nats) of the validation images; None without any; infinity where it is
-    not finite.
-    """
+def validation_nll(adapter: Adapter, val: LabelledSet | None) -> float | None:
+    """Mean negative log-likelihood (nats) of the validation images; None without any; infinity where it is not finite."""
     if val is None or len(val.labels) == 0:
         return None
     predictor = Predictor(adapter, batch_size=adapter.batch_size)

@@ -169,9 +169,7 @@ class OptimizerConfig:
 
 @dataclass
 class FirstOrderConfig(OptimizerConfig):
-    """AdamW, SGD and their relatives; the learning rate and the epoch are chosen on few-shot validation
-    images.
-    """
+    """AdamW, SGD and their relatives; the learning rate and the epoch are chosen on few-shot validation images."""
 
     lr: Any = setting("auto", POSITIVE | words("auto"))  # auto = the best of lr_grid by validation NLL
     lr_grid: list[float] = setting([1e-4, 3e-4, 1e-3, 3e-3, 1e-2], each(POSITIVE))

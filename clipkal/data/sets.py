@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -119,6 +119,25 @@ class FeatureSet:
     def with_labels(self, labels: Tensor) -> FeatureSet:
         """The same features under other labels, int64 [N]."""
         return FeatureSet(self.name, self.ids, labels, self.inputs)
+
+
+class LabelledSet(Protocol):
+    """What is learnt from and evaluated on: a `FeatureSet`, or the same with images as inputs."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """N names."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]."""
+        ...
+
+    @property
+    def inputs(self) -> Tensor:
+        """Inputs [N, …] of a model, or what gives a batch of them for a slice or an int64 tensor of places."""
+        ...
 
 
 AnySet = ImageSet | FeatureSet

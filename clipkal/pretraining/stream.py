@@ -44,6 +44,7 @@ class Curriculum:
 
     @property
     def steps(self) -> int:
+        """How many batches the run has."""
         return max(1, self.samples // self.batch_size)
 
 

@@ -26,8 +26,7 @@ Model = Callable[[Tensor], Tensor]
 
 
 class Predictor:
-    """A model and its posterior, asked for whole sets. All results are on the CPU, finite, and float64
-    where stored.
+    """A model and its posterior, asked for whole sets. All results are on the CPU, finite, and float64 where stored.
 
     Args:
         model: inputs (B, …) -> logits (B, C).
@@ -66,8 +65,7 @@ class Predictor:
     def draws(
         self, sets: Mapping[str, tuple[Tensor, int]], classes: int
     ) -> Iterator[tuple[str, slice, Tensor]]:
-        """Chunks (set, its images, draws (S, B, C)) that together hold n_samples draws of every image of
-        every set.
+        """Chunks (set, its images, draws (S, B, C)) that together hold n_samples draws of every image of every set.
 
         The blocks are the outer loop, so that a posterior may keep the functions it drew last.
         """
@@ -126,9 +124,7 @@ def _batches(count: int, size: int) -> Iterator[slice]:
 
 @contextmanager
 def evaluation_mode(model: Model) -> Iterator[None]:
-    """Without gradients, and in evaluation mode where the model is a module; its mode is restored
-    afterwards.
-    """
+    """Without gradients, and in evaluation mode where the model is a module; its mode is restored afterwards."""
     training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
         model.eval()

@@ -50,9 +50,7 @@ class Images:
 
 
 def predict(predictor: Predictor, sets: Mapping[str, Images]) -> dict[str, dict[View, Prediction]]:
-    """Every view of every set. Without `log_probs` only where a caller drops them; raises as the
-    predictives do.
-    """
+    """Every view of every set. Without `log_probs` only where a caller drops them; raises as the predictives do."""
     found: dict[str, dict[View, Prediction]] = {}
     classes = 0
     for name, images in sets.items():
