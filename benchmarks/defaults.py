@@ -35,10 +35,10 @@ def hyper_priors(task: Any, fresh: Callable[[], LinearAdapter]) -> Iterator[dict
     for centre, width in product(CENTRES, WIDTHS):
         adapter = fresh()
         Kalman(adapter, prior_logit_sd=centre, prior_spread=width, max_direct=4096).step(
-            task.shots.features, task.shots.labels
+            task.shots.inputs, task.shots.labels
         )
         with torch.no_grad():
-            nll = F.cross_entropy(adapter(task.val.features).double(), task.val.labels)
+            nll = F.cross_entropy(adapter(task.val.inputs).double(), task.val.labels)
         yield {"prior_logit_sd": centre, "prior_spread": width, "nll": float(nll)}
 
 
@@ -47,7 +47,7 @@ def forgetting(task: Any, fresh: Callable[[], LinearAdapter]) -> Iterator[dict[s
     order = torch.randperm(len(task.shots.labels), generator=torch.Generator().manual_seed(0))
     for beta in BETAS:
         optimizer = LoKO(fresh(), beta=beta)
-        losses = [optimizer.step(task.shots.features[i], task.shots.labels[i]).loss for i in order[:, None]]
+        losses = [optimizer.step(task.shots.inputs[i], task.shots.labels[i]).loss for i in order[:, None]]
         yield {"beta": beta, "nll": sum(losses) / len(losses)}
 
 

@@ -13,8 +13,8 @@ from clipkal.adapters import Adapter, build_adapter
 from clipkal.backbones import featurise, load_backbone
 from clipkal.config.compose import compose
 from clipkal.data import FeatureSet
+from clipkal.data.drawing import draw
 from clipkal.evaluation import SetEvaluation, evaluate
-from clipkal.inventory.shots import draw
 from clipkal.methods import make_build, make_plan
 from clipkal.optim import BatchOptimizer, KalmanFilter
 from clipkal.training import Build, Plan, Training, train
@@ -137,7 +137,7 @@ def joined(first: FeatureSet, second: FeatureSet) -> FeatureSet:
         first.name,
         [*first.ids, *second.ids],
         torch.cat((first.labels, second.labels)),
-        torch.cat((first.features, second.features)),
+        torch.cat((first.inputs, second.inputs)),
     )
 
 

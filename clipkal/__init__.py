@@ -1,5 +1,3 @@
-"""clipkal: few-shot fine-tuning of CLIP with Bayesian Kalman natural gradients, and honest uncertainty
-about it.
-"""
+"""clipkal: few-shot fine-tuning of CLIP with Bayesian Kalman natural gradients, and honest uncertainty about it."""
 
 __version__ = "0.1.0"

@@ -17,15 +17,14 @@ if TYPE_CHECKING:
     from clipkal.backbones import Backbone
     from clipkal.data import FewShotTask
     from clipkal.evaluation import Evaluation
-    from clipkal.recording import Recorder
+    from clipkal.recording.recorder import Recorder
     from clipkal.training import Training
 
 log = logging.getLogger("clipkal")
 
 
 def run(cfg: DictConfig) -> float | None:
-    """Draws the shots, fine-tunes, evaluates and records one run; returns the validation NLL (for
-    sweepers), if any.
+    """Draws the shots, fine-tunes, evaluates and records one run; returns the validation NLL (for sweepers), if any.
 
     A run that has already finished with the same settings is skipped; one that was interrupted goes on from
     its checkpoint. Raises ClipkalError for whatever the user can mend.
@@ -38,7 +37,7 @@ def run(cfg: DictConfig) -> float | None:
         if found.status == "finished":
             log.info("%s  already finished, skipped (delete the folder to run it again)", directory.path)
             return directory.summary().get("val_nll")
-        from clipkal.recording import Recorder, describe  # only now: torch takes seconds to import
+        from clipkal.recording.recorder import Recorder, describe  # only now: torch takes seconds to import
 
         set_up(cfg)
         about = {"run": describe(cfg), "config": settings}
@@ -78,12 +77,13 @@ def path_of(cfg: DictConfig) -> Path:
 def few_shot_task(
     cfg: DictConfig,
 ) -> "tuple[FewShotTask, Backbone | None, dict[str, list[str]]]":
-    """The drawn task as the adapter wants it (features of the frozen backbone, or images for its towers), the
-    backbone, and the ids of images that could not be read.
+    """The drawn task as the adapter wants it: features of the frozen backbone, or images for its towers.
+
+    And the backbone, and by set the ids of images that could not be read.
     """
     from clipkal.adapters.build import ON_IMAGES
     from clipkal.backbones import featurise, pixelise, remembered_backbone
-    from clipkal.inventory.shots import draw
+    from clipkal.data.drawing import draw
 
     task = draw(cfg)
     on_images = cfg.adapter.name in ON_IMAGES
@@ -135,8 +135,9 @@ def learn(cfg: DictConfig, adapter: "Adapter", task: Any, recorder: "Recorder") 
 
 
 def judge(cfg: DictConfig, adapter: "Adapter", training: "Training | None", task: Any) -> "Evaluation":
-    """Evaluates on the ID test set, every OOD set and, with its own classes, every transfer set, with every
-    predictive that the run has.
+    """Evaluates on the ID test set, every OOD set and, with its own classes, every transfer set.
+
+    With every predictive that the run has.
     """
     from clipkal.evaluation import evaluate, fit_temperatures
 

@@ -12,11 +12,11 @@ from hydra.types import RunMode, TaskFunction
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from clipkal import sweep
 from clipkal.app import run
 from clipkal.config import conf_dir, explain, register
 from clipkal.config.arguments import prepared
 from clipkal.errors import ClipkalError
+from clipkal.recording import sweep
 
 log = logging.getLogger("clipkal")
 
@@ -47,9 +47,7 @@ def main() -> None:
 
 
 def fail(error: BaseException) -> NoReturn:
-    """Prints one line on standard error and exits with 2; CLIPKAL_DEBUG=1 in the environment shows the
-    traceback.
-    """
+    """Prints one line on standard error and exits with 2; CLIPKAL_DEBUG=1 in the environment shows the traceback."""
     if os.environ.get("CLIPKAL_DEBUG"):
         raise error
     text = str(error) if isinstance(error, ClipkalError) else explain(f"{error}\n{error.__cause__ or ''}")

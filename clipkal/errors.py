@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: each is one clear line that names the file, the key and the way out."""
+"""Errors that are the user's to mend: each is one clear line that names the file or the key, and what to do about it."""
 
 
 class ClipkalError(Exception):

@@ -1,4 +1,4 @@
-"""Evaluation: every set through every predictive, to metrics, an OOD-detection table and one row per image.
+"""Evaluation: every set through every predictive, to metrics and an OOD-detection table.
 
 The label space of a set: the ID set is scored over all classes, and so is a transfer set, whose classes are
 its own; an OOD set over those it is given, or those that occur in it (as is usual for ImageNet-A and -R,
@@ -8,53 +8,41 @@ which have 200 of the 1000), by leaving the other logits out before the softmax.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from clipkal.data.sets import LabelledSet
 from clipkal.errors import ConfigError
 from clipkal.metrics import auroc, classification_metrics, fpr95, msp, reliability
 from clipkal.metrics.calibration import BINS
-from clipkal.tracking.writing import valid
+from clipkal.optim.posterior import Posterior
 from clipkal.uncertainty import PREDICTIVES, Prediction
 from clipkal.uncertainty.fitting import temperatures as temperatures_of
-from clipkal.uncertainty.predictor import Model, Posterior, Predictor, evaluation_mode
+from clipkal.uncertainty.predictor import Model, Predictor, evaluation_mode
 from clipkal.uncertainty.views import Images, View, predict
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
 
 SCALED = "_scaled"
 """Suffix of a predictive whose logits were divided by a fitted temperature."""
 ROLES = ("id", "ood", "transfer")
 
 
-class LabelledSet(Protocol):
-    """What is evaluated: a `FeatureSet`, or anything whose `features[start:stop]` gives a batch of model
-    inputs.
-    """
-
-    @property
-    def ids(self) -> Sequence[str]: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def features(self) -> Tensor: ...
-
-
 @dataclass
 class SetEvaluation:
     """One set: its labels, and per predictive a `Prediction`, metrics and detection scores.
 
-    Attributes: role: one of `ROLES`. ids, labels: N names and class indices (int64, among all C classes).
-        classes: the label space, ascending indices among all C classes. rule: how it was chosen, "all" or
-        "occurring". class_names: where they are the set's own. predictions: over the label space,
-        columns in the order of `classes`. metrics: as `classification_metrics`, with the mean entropy,
-        aleatoric and epistemic parts (nats), the `reliability` bins, and `temperature` where one was
-        applied. scores: per predictive the scores of `clipkal.metrics.SCORES` over all C classes, each
-        (N,).
+    Attributes:
+        role: one of `ROLES`.
+        ids: N names.
+        labels: int64 [N], among all C classes.
+        classes: the label space, ascending indices among all C classes.
+        rule: how it was chosen, "all" or "occurring".
+        class_names: where they are the set's own.
+        predictions: over the label space, columns in the order of `classes`.
+        metrics: as `classification_metrics`, with the mean entropy, aleatoric and epistemic parts (nats), the
+            `reliability` bins, and `temperature` where one was applied.
+        scores: per predictive the scores of `clipkal.metrics.SCORES` over all C classes, each [N].
     """
 
     role: str
@@ -72,24 +60,6 @@ class SetEvaluation:
         found = {"role": self.role, "label_space": self.classes, "label_rule": self.rule}
         found |= {"class_names": self.class_names} if self.class_names is not None else {}
         return found | {"predictive": self.metrics}
-
-    def table(self, name: str, predictive: str, probabilities: bool = True) -> "pa.Table":
-        """The rows of `Evaluation.table` for this set, called `name`, and one predictive."""
-        import pyarrow as pa
-
-        from clipkal.columns import numbers, texts
-
-        one, space, n = self.predictions[predictive], torch.tensor(self.classes), len(self.ids)
-        columns = {
-            "set": texts([valid(name)] * n),
-            "role": texts([self.role] * n),
-            "id": texts(list(map(valid, self.ids))),
-        }
-        columns |= {"label": numbers(self.labels), "predictive": texts([predictive] * n)}
-        columns |= {"predicted": numbers(space[one.predicted]), "confidence": numbers(one.confidence)}
-        columns |= {"probs": numbers(one.probs.float())} if probabilities else {}
-        columns |= {part: numbers(getattr(one, part)) for part in ("entropy", "aleatoric", "epistemic")}
-        return pa.table(columns)
 
 
 @dataclass
@@ -110,24 +80,6 @@ class Evaluation:
         """The parts `sets`, `detection` and `evaluation` of results.json."""
         sets = {name: one.to_dict() for name, one in self.sets.items()}
         return {"sets": sets, "detection": self.detection, "evaluation": self.settings}
-
-    def table(self, probabilities: bool = True) -> "pa.Table":
-        """One row per set, predictive and image, for predictions.parquet.
-
-        Columns: set, role, id, label, predictive, predicted, confidence, probs, entropy, aleatoric,
-        epistemic. `label` and `predicted` count among all classes (of a transfer set: its own); `probs` is a
-        float32 list over the set's label space (`label_space` in results.json), left out with
-        probabilities=False: 1000 classes take 4 kB an image and predictive.
-        """
-        import pyarrow as pa
-
-        return pa.concat_tables(
-            one.table(name, p, probabilities) for name, one in self.sets.items() for p in one.predictions
-        )
-
-    def frame(self, probabilities: bool = True) -> "pd.DataFrame":
-        """The same for pandas."""
-        return self.table(probabilities).to_pandas()
 
 
 def evaluate(
@@ -195,7 +147,7 @@ def fit_temperatures(
     names = _predictive_names(predictives, posterior, n_samples)
     predictor = Predictor(model, posterior, n_samples, seed, batch_size)
     with evaluation_mode(model):
-        return temperatures_of(predictor, validation.features, validation.labels.cpu(), names, prior_sd)
+        return temperatures_of(predictor, validation.inputs, validation.labels.cpu(), names, prior_sd)
 
 
 def detection_table(sets: Mapping[str, SetEvaluation]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -237,13 +189,13 @@ def _predict(
     keys = {p: (p, 1.0) for p in names} | {p + SCALED: (p, t) for p, t in temperatures.items()}
     evaluated: dict[str, SetEvaluation] = {}
     images: dict[str, Images] = {}
-    classes = predictor.classes(next(iter(sets.values()))[1].features, next(iter(sets)))
+    classes = predictor.classes(next(iter(sets.values()))[1].inputs, next(iter(sets)))
     spaces: dict[str, tuple[int, ...] | None] = {}
     for name, (role, data) in sets.items():
         labels = data.labels.cpu()
         spaces[name] = _label_space(name, role, labels, classes, given.get(name))
         views = [View(p, t, space) for p, t in keys.values() for space in {None, spaces[name]}]
-        images[name] = Images(data.features, len(labels), views)
+        images[name] = Images(data.inputs, len(labels), views)
         evaluated[name] = SetEvaluation(role, list(data.ids), labels, [])
     for name, found in predict(predictor, images).items():
         one = evaluated[name]
@@ -288,17 +240,12 @@ def _score(one: SetEvaluation, temperatures: Mapping[str, float], bins: int) -> 
         one.predictions[key] = prediction.without_logs()
 
 
-def _predictive_names(predictives: Sequence[str], posterior: Any, n_samples: int) -> list[str]:
+def _predictive_names(predictives: Sequence[str], posterior: Posterior | None, n_samples: int) -> list[str]:
     names = list(dict.fromkeys(predictives))
     if unknown := [name for name in names if name not in PREDICTIVES]:
         raise ConfigError(f"predictive {unknown[0]!r} is unknown; choose from {', '.join(PREDICTIVES)}")
     if posterior is None:
         names = [name for name in names if name == "plugin"] or ["plugin"]
-    if "probit" in names and not hasattr(posterior, "logit_covariance"):
-        raise ConfigError(
-            f"predictive 'probit' needs the logit covariance, which {type(posterior).__name__} does "
-            "not give; choose sampled"
-        )
     if not names or n_samples < 1:
         raise ConfigError(
             f"evaluation needs at least one predictive and one sample, got {names}, {n_samples}"

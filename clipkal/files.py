@@ -68,8 +68,13 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes indented JSON atomically; a float that JSON does not know (NaN, infinity) is written as null."""
-    write_text(path, json.dumps(_json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes `json_text` atomically."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON that ends in a line break; a float that JSON does not know (NaN, infinity) becomes null."""
+    return json.dumps(_json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _json_safe(value: Any) -> Any:
@@ -112,7 +117,7 @@ def read_text(path: str | Path, what: str, way_out: str) -> str:
 def read_json(path: str | Path, what: str, way_out: str) -> Any:
     """The value in a JSON file of people's.
 
-    Stricter than `json.loads`, since what is wrong with a value is best said where it is: a key that appears
+    Stricter than `json.loads`, since what is wrong with a value is best reported where it is: a key that appears
     twice, NaN and infinity, nesting beyond `DEEPEST` levels, and text that no file could hold (NUL, halves of
     surrogate pairs) are refused.
 
@@ -196,8 +201,9 @@ def digest(*parts: str | bytes) -> str:
 
 
 def stamps(folder: str | Path, relative: Sequence[str], contents: bool = False) -> list[str | None]:
-    """What tells a change of each file, None where there is no regular file (a pipe would never end); many at
-    once, since network disks are slow.
+    """What tells a change of each file, None where there is no regular file (a pipe would never end).
+
+    Many at once, since network disks are slow.
 
     Args:
         folder, relative: N files, by their paths below the folder.

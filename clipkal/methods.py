@@ -31,9 +31,7 @@ LOOP = ("name", "lr", "lr_grid", "default_lr", "schedule", "epochs", "keep", "ba
 
 
 def make_plan(cfg: DictConfig, has_validation: bool) -> Plan:
-    """How long to learn and which learning rates to try, from `optimizer`, `seed` and whether there are
-    validation images.
-    """
+    """How long to learn and which learning rates to try, from `optimizer`, `seed` and whether there are validation images."""
     optimizer = cfg.optimizer
     if optimizer.name in GRADIENT_METHODS:
         return _first_order_plan(optimizer, cfg.seed, has_validation)

@@ -23,7 +23,7 @@ from clipkal.errors import ClipkalError
 from clipkal.pretraining.evaluation import zero_shot
 from clipkal.pretraining.model import MERGES_NAME, load_tokenizer, write_merges
 from clipkal.pretraining.release import PACKAGED, load_release, write_release
-from clipkal.pretraining.stream import Plan
+from clipkal.pretraining.stream import Curriculum
 from clipkal.pretraining.training import Progress, Recipe, Trainer
 
 DEFAULT_SAMPLES = 320_000
@@ -38,7 +38,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--samples", type=int, default=DEFAULT_SAMPLES, help="image-caption pairs to train on"
     )
-    parser.add_argument("--batch-size", type=int, default=Plan.batch_size, help="pairs in a step")
+    parser.add_argument("--batch-size", type=int, default=Curriculum.batch_size, help="pairs in a step")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data")
     parser.add_argument("--threads", type=int, default=1, help="threads of the training process")
     parser.add_argument(
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     out: Path = arguments.out
     write_merges(out / MERGES_NAME)
-    plan = Plan(samples=arguments.samples, batch_size=arguments.batch_size, seed=arguments.seed)
+    plan = Curriculum(samples=arguments.samples, batch_size=arguments.batch_size, seed=arguments.seed)
     trainer = Trainer(plan, Recipe(), load_tokenizer(out / MERGES_NAME))
     checkpoint = out / CHECKPOINT_NAME
     if arguments.resume and checkpoint.exists():

@@ -1,4 +1,4 @@
-"""What a setting may be, said once: in the type of the argument that takes it.
+"""What a setting may be, declared once: in the type of the argument that takes it.
 
     @checked
     def __init__(self, model: nn.Module, damping: Positive = 0.1, fisher: Literal["true", "ggn"] = "true"): ...
@@ -23,7 +23,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 """Above 0, up to 1: a forgetting factor, a part of a whole."""
 Variance = Annotated[float, Field(ge=1e-30, le=1e12)]
-"""Beyond these bounds float32 has no room left for products with a Jacobian."""
+"""Beyond these bounds products with a Jacobian overflow or vanish in float32."""
 Count = Annotated[int, Field(ge=1)]
 Several = Annotated[int, Field(ge=2)]
 """Two or more: the folds of a cross-validation."""

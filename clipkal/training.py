@@ -1,5 +1,4 @@
-"""The training loop: trials over learning rates, epochs over shots, checkpoints, and the best model by
-few-shot validation.
+"""The training loop: trials over learning rates, epochs over shots, checkpoints, and the best model by few-shot validation.
 
 A run is a list of *trials* (one per learning rate; a Kalman filter has no learning rate and so one trial).
 Each trial starts from the zero-shot adapter, sees the same batches and is judged by the negative
@@ -19,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipkal.adapters import Adapter
-from clipkal.data import FeatureSet
+from clipkal.data.sets import LabelledSet
 from clipkal.optim.base import BatchOptimizer, StepInfo
+from clipkal.optim.posterior import Posterior
 from clipkal.uncertainty.predictor import Predictor, evaluation_mode
 
 Build = Callable[[Adapter, float | None], BatchOptimizer]
@@ -47,9 +47,7 @@ class Plan:
 
 @dataclass
 class Trial:
-    """One learning rate's outcome: the kept epoch, its validation NLL (None without validation images) and
-    the curve per epoch.
-    """
+    """One learning rate's outcome: the kept epoch, its validation NLL (None without validation images) and the curve per epoch."""
 
     rate: float | None
     epoch: int
@@ -63,7 +61,7 @@ class Training:
 
     trials: every learning rate's outcome; kept: the one whose parameters are in the adapter now.
     optimizer: of the last trial (the only one where it holds a posterior).
-    seconds: spent by this process. last_step: what the optimiser said of its last step (prior, evidence, …).
+    seconds: spent by this process. last_step: what the optimiser reported of its last step (prior, evidence, …).
     """
 
     trials: list[Trial]
@@ -73,25 +71,35 @@ class Training:
     last_step: dict[str, float] = field(default_factory=dict)
 
     @property
-    def posterior(self) -> Any:
-        """The optimiser where it can draw logits from a posterior, else None."""
-        return self.optimizer if hasattr(self.optimizer, "logit_samples") else None
+    def posterior(self) -> Posterior | None:
+        """What the optimiser knows of the logits, where it is Bayesian."""
+        return self.optimizer.posterior
 
 
-class FeatureTask(Protocol):
+class LearningTask(Protocol):
     """The part of a few-shot task, seen through a backbone, that training needs."""
 
     @property
-    def shots(self) -> FeatureSet: ...
+    def shots(self) -> LabelledSet:
+        """What is learnt from."""
+        ...
+
     @property
-    def val(self) -> FeatureSet | None: ...
+    def val(self) -> LabelledSet | None:
+        """What chooses among learning rates and epochs."""
+        ...
 
 
 class Saver(Protocol):
     """Decides after every step whether to write a checkpoint, and ends the run when a signal asked for it."""
 
-    def restore(self) -> State | None: ...
-    def after_step(self, state: Callable[[], State]) -> None: ...
+    def restore(self) -> State | None:
+        """What an interrupted run of the same settings saved last."""
+        ...
+
+    def after_step(self, state: Callable[[], State]) -> None:
+        """Saves what `state` gives, if it is time to."""
+        ...
 
 
 class Report(Protocol):
@@ -103,7 +111,7 @@ class Report(Protocol):
 def train(
     adapter: Adapter,
     build: Build,
-    task: FeatureTask,
+    task: LearningTask,
     plan: Plan,
     saver: Saver | None = None,
     report: Report | None = None,
@@ -138,7 +146,7 @@ class _Loop:
         self,
         adapter: Adapter,
         build: Build,
-        task: FeatureTask,
+        task: LearningTask,
         plan: Plan,
         saver: Saver | None,
         report: Report | None,
@@ -177,10 +185,10 @@ class _Loop:
             self._set_rate(index, (self.epoch + position / len(batches)) / self.plan.epochs)
             chosen = batches[position]
             _seed(_mix(self.plan.seed, self.epoch * len(batches) + position), self.device)
-            inputs, labels = self.shots.features[chosen], self.shots.labels[chosen]
+            inputs, labels = self.shots.inputs[chosen], self.shots.labels[chosen]
             info = self.optimizer.step(inputs.to(self.device), labels.to(self.device))
             self._add(info, len(chosen))
-            self.last_step = _said(info)
+            self.last_step = _reported(info)
             self.position = position + 1
             if self.saver:
                 self.saver.after_step(lambda: self.state(index))
@@ -191,9 +199,9 @@ class _Loop:
 
     def _add(self, info: StepInfo, images: int) -> None:
         """An epoch reports, an image, the loss of every batch before its step and, where there is one, the log evidence."""
-        said = {"train_loss": info.loss * images}
-        said |= {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in said.items()}
+        reported = {"train_loss": info.loss * images}
+        reported |= {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in reported.items()}
 
     def _batches(self) -> Iterator[Tensor]:
         count = len(self.shots.labels)
@@ -259,21 +267,19 @@ class _Loop:
         return index
 
 
-def _said(info: StepInfo) -> dict[str, float]:
+def _reported(info: StepInfo) -> dict[str, float]:
     evidence = {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
     return {**evidence, **info.metrics}
 
 
-def validation_nll(adapter: Adapter, val: FeatureSet | None) -> float | None:
-    """Mean negative log-likelihood (nats) of the validation images; None without any; infinity where it is
-    not finite.
-    """
+def validation_nll(adapter: Adapter, val: LabelledSet | None) -> float | None:
+    """Mean negative log-likelihood (nats) of the validation images; None without any; infinity where it is not finite."""
     if val is None or len(val.labels) == 0:
         return None
     predictor = Predictor(adapter, batch_size=adapter.batch_size)
     try:
         with evaluation_mode(adapter):
-            logits = predictor.logits(val.features, len(val.labels), "validation")
+            logits = predictor.logits(val.inputs, len(val.labels), "validation")
     except FloatingPointError:
         return math.inf
     return float(F.cross_entropy(logits, val.labels))

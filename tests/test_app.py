@@ -267,10 +267,22 @@ def test_a_multirun_does_the_rest_when_one_job_fails(tmp_path, capsys, monkeypat
     ]
 
 
+def test_jobs_of_a_multirun_leave_their_figures_to_the_report(tmp_path, capsys, monkeypatch):
+    sweep = ["-m", *QUICK, "method=zeroshot", f"output_dir={tmp_path}"]
+    assert command(capsys, monkeypatch, *sweep, "seed=1")[0] == 0
+    assert command(capsys, monkeypatch, *sweep, "seed=2", "figures=true")[0] == 0
+    execute(tmp_path / "single", "method=zeroshot", "figures=false")
+    assert [path.parents[1].name for path in tmp_path.rglob("reliability.png")] == [
+        "2shot-seed2--predictive.samples-8"
+    ]
+    again = command(capsys, monkeypatch, *sweep, "seed=1", "figures=true")[1]
+    assert "already finished" in again, "whether a figure is drawn makes no other run"
+
+
 def test_the_saved_adapter_gives_the_recorded_predictions_back(tmp_path):
     from clipkal.adapters import LinearAdapter
     from clipkal.app import few_shot_task
-    from clipkal.checkpoint import load_adapter
+    from clipkal.recording.checkpoint import load_adapter
 
     overrides = [*QUICK, "method=adamw", "optimizer.epochs=2", "optimizer.lr=0.01", f"output_dir={tmp_path}"]
     run(compose(overrides))
@@ -280,7 +292,7 @@ def test_the_saved_adapter_gives_the_recorded_predictions_back(tmp_path):
     adapter = LinearAdapter(task.text_features, task.logit_scale, coordinates="classes")
     adapter.load_state_dict(state)
     with torch.no_grad():
-        predicted = adapter(task.test.features).argmax(1)
+        predicted = adapter(task.test.inputs).argmax(1)
     accuracy = (predicted == task.test.labels).double().mean()
     assert float(accuracy) == pytest.approx(results["sets"]["test"]["predictive"]["plugin"]["accuracy"])
     assert about["method"] == "adamw"

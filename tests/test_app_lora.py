@@ -13,10 +13,10 @@ from PIL import Image
 from clipkal import cli
 from clipkal.app import few_shot_task, run
 from clipkal.backbones import pixels
-from clipkal.checkpoint import load_adapter
 from clipkal.config import compose
 from clipkal.errors import ConfigError
 from clipkal.methods import make_build
+from clipkal.recording.checkpoint import load_adapter
 from clipkal.training import Plan, train
 
 CLASSES = ("circle", "star", "moon")
@@ -140,7 +140,7 @@ def test_another_dataset_is_asked_of_the_adapted_tower(folder, tmp_path):
     state, _ = load_adapter(directory / "adapter.safetensors", {"run_id": results["run_id"]})
     adapter.load_state_dict(state)
     with adapter.classes(other.text_features), torch.no_grad():
-        right = adapter(other.test.features[:]).argmax(1) == other.test.labels
+        right = adapter(other.test.inputs[:]).argmax(1) == other.test.labels
     assert night["predictive"]["plugin"]["accuracy"] == pytest.approx(right.double().mean().item())
     assert night["predictive"]["probit"]["epistemic"] > 0
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 from clipkal import cli
 from clipkal.app import few_shot_task, run
-from clipkal.checkpoint import load_adapter
 from clipkal.config import compose
+from clipkal.data.drawing import others
 from clipkal.errors import ConfigError
-from clipkal.inventory.shots import others
+from clipkal.recording.checkpoint import load_adapter
 from clipkal.report.aggregate import H, aggregate
 from clipkal.report.collect import collect
 
@@ -93,7 +93,7 @@ def test_base_to_new_is_the_learnt_map_with_the_new_classes(base):
     state, _ = load_adapter(directory / "adapter.safetensors", {"run_id": results["run_id"]})
     task, _, _ = few_shot_task(compose([*DIGITS, "method=kalman", "fewshot.subset=base"]))
     other = task.transfer["new"]
-    w, features = state["metric"] @ state["weight"], other.test.features
+    w, features = state["metric"] @ state["weight"], other.test.inputs
     assert w.abs().max() > 0
     logits = state["log_scale"].exp() * (features + features @ w.T) @ other.text_features.T
     right = logits.argmax(1) == other.test.labels

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from clipkal import checkpoint
-from clipkal.checkpoint import Checkpoint, Interrupt, load_adapter, save_adapter
 from clipkal.errors import CheckpointError, ClipkalError
+from clipkal.recording import checkpoint
+from clipkal.recording.checkpoint import Checkpoint, load_adapter, save_adapter
+from clipkal.recording.interrupt import Interrupt
 from clipkal.tracking.tensors import read_tensors, write_tensors
 
 PRINT = {"classes": "abc", "C": 10, "d": 512, "adapter": "linear", "shape": (2, 3)}

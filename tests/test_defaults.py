@@ -19,9 +19,9 @@ def test_the_nll_is_that_of_the_validation_images():
     assert len(found) == len(CENTRES) * len(WIDTHS)
     cfg, task = configuration(DIGITS, KALMAN, 1, 4), task_of(DIGITS, 1, 4)
     adapter = build_adapter(cfg.adapter, task.text_features, task.logit_scale)
-    Kalman(adapter, max_direct=4096).step(task.shots.features, task.shots.labels)
+    Kalman(adapter, max_direct=4096).step(task.shots.inputs, task.shots.labels)
     with torch.no_grad():
-        expected = F.cross_entropy(adapter(task.val.features), task.val.labels)
+        expected = F.cross_entropy(adapter(task.val.inputs), task.val.labels)
     default = found[(found.prior_logit_sd == 10) & (found.prior_spread == 0.5)].nll.item()
     assert default == pytest.approx(float(expected), abs=1e-4)
 
@@ -34,5 +34,5 @@ def test_every_shot_is_scored_before_it_is_taken_in():
     found = pd.DataFrame(forgetting(task, fresh))
     assert list(found.beta) == list(BETAS)
     with torch.no_grad():
-        zero_shot = float(F.cross_entropy(fresh()(task.shots.features), task.shots.labels))
+        zero_shot = float(F.cross_entropy(fresh()(task.shots.inputs), task.shots.labels))
     assert (found.nll < zero_shot).all()

@@ -15,6 +15,8 @@ from clipkal.errors import ConfigError
 from clipkal.evaluation import Evaluation, detection_table, evaluate, fit_temperatures
 from clipkal.files import write_json
 from clipkal.metrics import auroc, classification_metrics, fpr95
+from clipkal.optim import Posterior
+from clipkal.recording.predictions import rows, table
 from clipkal.uncertainty import predictor
 
 D, C, SD = 8, 5, 0.7
@@ -24,7 +26,7 @@ D, C, SD = 8, 5, 0.7
 class Features:
     ids: list[str]
     labels: Tensor
-    features: Tensor
+    inputs: Tensor
 
 
 class Linear(nn.Module):
@@ -36,7 +38,7 @@ class Linear(nn.Module):
         return inputs @ self.weight.T
 
 
-class GaussianPosterior:
+class GaussianPosterior(Posterior):
     """W ~ N(weight, SD² I): parameters come from the generator, so every batch sees the same draws."""
 
     def __init__(self, model: Linear) -> None:
@@ -82,7 +84,7 @@ def test_plugin_metrics_are_those_of_the_softmax(model: Linear, sets: dict) -> N
     result = evaluate(model, None, sets, predictives=("plugin", "sampled"))
     assert [set(s.metrics) for s in result.sets.values()] == [{"plugin"}] * 3
     data = sets["test"][1]
-    expected = classification_metrics(model(data.features).double().softmax(1), data.labels)
+    expected = classification_metrics(model(data.inputs).double().softmax(1), data.labels)
     for name, value in expected.items():
         assert result.sets["test"].metrics["plugin"][name] == pytest.approx(value), name
     assert set(result.detection) == {"sketch", "some"}
@@ -93,7 +95,7 @@ def test_an_ood_set_is_scored_over_its_own_classes_and_detected_over_all(model: 
     result = run(model, sets)
     some, data = result.sets["some"], sets["some"][1]
     assert some.classes == [0, 1, 2] and result.sets["test"].classes == list(range(C))
-    logits = model(data.features).double()
+    logits = model(data.inputs).double()
     np.testing.assert_allclose(some.predictions["plugin"].probs, logits[:, :3].softmax(1).detach())
     assert all(metrics["classes"] == 3 for metrics in some.metrics.values())
     full = logits.softmax(1).detach()
@@ -101,7 +103,7 @@ def test_an_ood_set_is_scored_over_its_own_classes_and_detected_over_all(model: 
     assert some.predictions["sampled"].probs.shape == (50, 3)
     sampled_full = result.sets["some"].scores["sampled"]["entropy"]
     assert (sampled_full >= some.predictions["sampled"].entropy - 1).all()
-    reference = 1 - model(sets["test"][1].features).double().softmax(1).amax(1)
+    reference = 1 - model(sets["test"][1].inputs).double().softmax(1).amax(1)
     entry = result.detection["some"]["plugin_msp"]
     assert entry["auroc"] == pytest.approx(auroc(reference, 1 - full.amax(1)))
     assert entry["fpr95"] == pytest.approx(fpr95(reference, 1 - full.amax(1)))
@@ -111,7 +113,7 @@ def test_an_ood_set_is_scored_over_its_own_classes_and_detected_over_all(model: 
 def test_a_given_label_space_takes_the_place_of_the_classes_that_occur(model: Linear, sets: dict) -> None:
     spaces = {"some": [0, 1, 2, 4], "sketch": list(range(C))}
     result = run(model, sets, spaces=spaces)
-    logits = model(sets["some"][1].features).double().detach()
+    logits = model(sets["some"][1].inputs).double().detach()
     wanted = logits[:, [0, 1, 2, 4]].softmax(1)
     torch.testing.assert_close(result.sets["some"].predictions["plugin"].probs, wanted)
     content = result.to_dict()["sets"]
@@ -141,9 +143,9 @@ def test_labels_of_a_gappy_label_space(model: Linear) -> None:
     data.labels = torch.where(data.labels < 2, 1, 4)
     one = evaluate(model, None, {"test": ("id", features("t", 5, 0)), "gap": ("ood", data)}).sets["gap"]
     assert one.classes == [1, 4]
-    picked = torch.tensor([1, 4])[model(data.features)[:, [1, 4]].argmax(1)]
+    picked = torch.tensor([1, 4])[model(data.inputs)[:, [1, 4]].argmax(1)]
     assert one.metrics["plugin"]["accuracy"] == pytest.approx((picked == data.labels).double().mean().item())
-    assert set(one.table("gap", "plugin")["predicted"].to_pylist()) <= {1, 4}
+    assert set(rows("gap", one, "plugin")["predicted"].to_pylist()) <= {1, 4}
 
 
 def test_sampled_and_probit_agree_with_many_draws(model: Linear, sets: dict) -> None:
@@ -186,7 +188,7 @@ def test_temperature_adds_scaled_predictives(model: Linear, sets: dict) -> None:
     result = run(model, sets, temperature={"plugin": 2.0, "probit": 1.0})
     one = result.sets["test"]
     assert set(one.metrics) == {"plugin", "sampled", "probit", "plugin_scaled", "probit_scaled"}
-    expected = (model(sets["test"][1].features).double() / 2).softmax(1)
+    expected = (model(sets["test"][1].inputs).double() / 2).softmax(1)
     torch.testing.assert_close(one.predictions["plugin_scaled"].probs, expected.detach())
     torch.testing.assert_close(one.predictions["probit_scaled"].probs, one.predictions["probit"].probs)
     assert one.metrics["plugin_scaled"]["temperature"] == 2
@@ -221,21 +223,21 @@ def test_results_are_json_and_rows_survive_parquet(model: Linear, sets: dict, tm
         "bins": 15,
         "temperatures": dict.fromkeys(("plugin", "sampled", "probit"), 2.0),
     }
-    parquet.write_table(result.table(), tmp_path / "predictions.parquet")
-    rows = pd.read_parquet(tmp_path / "predictions.parquet")
-    assert len(rows) == 6 * (90 + 70 + 50)
-    assert list(rows.columns) == [
+    parquet.write_table(table(result), tmp_path / "predictions.parquet")
+    frame = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert len(frame) == 6 * (90 + 70 + 50)
+    assert list(frame.columns) == [
         *("set", "role", "id", "label", "predictive", "predicted", "confidence", "probs"),
         *("entropy", "aleatoric", "epistemic"),
     ]
-    row = rows[(rows.set == "test") & (rows.predictive == "sampled")].iloc[4]
+    row = frame[(frame.set == "test") & (frame.predictive == "sampled")].iloc[4]
     np.testing.assert_allclose(row.probs, result.sets["test"].predictions["sampled"].probs[4], atol=1e-6)
     assert row.id == "test/4.jpg" and row.predicted == np.argmax(row.probs)
     assert row.entropy == pytest.approx(row.aleatoric + row.epistemic)
-    chosen = rows[(rows.set == "some") & (rows.predictive == "plugin")]
+    chosen = frame[(frame.set == "some") & (frame.predictive == "plugin")]
     assert (chosen.predicted == chosen.label).mean() == result.sets["some"].metrics["plugin"]["accuracy"]
-    assert "probs" not in result.frame(probabilities=False)
-    pd.testing.assert_frame_equal(result.frame(), rows)
+    assert "probs" not in table(result, probabilities=False).column_names
+    pd.testing.assert_frame_equal(table(result).to_pandas(), frame)
 
 
 def test_detection_table_prefers_the_bayesian_predictive(model: Linear, sets: dict) -> None:
@@ -277,7 +279,7 @@ def test_bad_options_are_one_clear_line(model: Linear, sets: dict, options: dict
 
 
 def test_bad_sets_and_posteriors(model: Linear, sets: dict) -> None:
-    class Only:
+    class Only(Posterior):
         def logit_samples(self, inputs, n, generator):
             return torch.full((n, len(inputs), C), math.nan)
 
@@ -296,6 +298,6 @@ def test_bad_sets_and_posteriors(model: Linear, sets: dict) -> None:
     with pytest.raises(ValueError, match="label outside"):
         evaluate(model, None, {"test": ("id", unknown)})
     broken = features("broken", 4, 0)
-    broken.features[2, 0] = math.inf
+    broken.inputs[2, 0] = math.inf
     with pytest.raises(FloatingPointError, match="'broken'"):
         evaluate(model, None, {"test": sets["test"], "broken": ("ood", broken)})

@@ -15,10 +15,10 @@ from clipkal.pretraining.card import model_card
 from clipkal.pretraining.evaluation import GROUPS, text_head, zero_shot
 from clipkal.pretraining.model import CONTEXT_LENGTH, MERGES_NAME, load_tokenizer, write_merges
 from clipkal.pretraining.release import PACKAGED, load_release, write_release
-from clipkal.pretraining.stream import Plan, PretrainingStream, soil
+from clipkal.pretraining.stream import Curriculum, PretrainingStream, soil
 from clipkal.pretraining.training import Recipe, Trainer, contrastive_loss
 
-PLAN = Plan(samples=48, batch_size=12, seed=5)
+PLAN = Curriculum(samples=48, batch_size=12, seed=5)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_merges_are_the_same_bytes_each_time(merges, tmp_path):
 def test_batches_depend_on_seed_and_step_alone(tokenizer):
     stream = PretrainingStream(PLAN, tokenizer)
     first, again, next_one = stream[2], PretrainingStream(PLAN, tokenizer)[2], stream[3]
-    other = PretrainingStream(Plan(samples=48, batch_size=12, seed=6), tokenizer)[2]
+    other = PretrainingStream(Curriculum(samples=48, batch_size=12, seed=6), tokenizer)[2]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first.images, next_one.images)
     assert not torch.equal(first.images, other.images)
@@ -114,7 +114,7 @@ def test_checkpoints_of_other_settings_or_damaged_are_refused(tokenizer, tmp_pat
     path = tmp_path / "checkpoint.pt"
     Trainer(PLAN, Recipe(), tokenizer).save(path)
     with pytest.raises(CheckpointError, match="other settings"):
-        Trainer(Plan(samples=60, batch_size=12), Recipe(), tokenizer).load(path)
+        Trainer(Curriculum(samples=60, batch_size=12), Recipe(), tokenizer).load(path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="not a pretraining checkpoint"):
         Trainer(PLAN, Recipe(), tokenizer).load(path)

@@ -84,7 +84,7 @@ def test_joined_is_both_sets_in_order(features: Data):
     task = task_of(features, 2, 1)
     both = joined(task.shots, task.val)
     assert both.ids == [*task.shots.ids, *task.val.ids]
-    assert torch.equal(both.features[: len(task.shots.labels)], task.shots.features)
+    assert torch.equal(both.inputs[: len(task.shots.labels)], task.shots.inputs)
     assert torch.equal(both.labels[len(task.shots.labels) :], task.val.labels)
 
 

@@ -92,7 +92,7 @@ def test_every_epoch_shows_every_image_once_in_an_order_of_its_own(task):
     train(adapter_of(task), build, task, Plan(rates=(0.1,), epochs=2, batch_size=8, seed=0))
     first, second = torch.cat(seen[:3]), torch.cat(seen[3:])
     key = lambda rows: sorted(map(tuple, rows.tolist()))
-    assert key(first) == key(second) == key(task.shots.features)
+    assert key(first) == key(second) == key(task.shots.inputs)
     assert not torch.equal(first, second)
 
 

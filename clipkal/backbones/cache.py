@@ -27,8 +27,9 @@ _given_up: set[Path] = set()  # folders that the user has been told of
 
 
 def directory(cache_dir: CacheDir = None) -> Path | None:
-    """The folder given; `$CLIPKAL_CACHE` or `~/.cache/clipkal` for None; no cache (None) for False, "off", and,
-    with a warning, where ~ is nobody's home.
+    """The folder given; `$CLIPKAL_CACHE` or `~/.cache/clipkal` for None; no cache (None) for False and "off".
+
+    With a warning, there is none either where ~ is nobody's home.
     """
     if cache_dir is False or str(cache_dir).lower() in ("off", "false"):
         return None

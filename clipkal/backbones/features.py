@@ -169,9 +169,7 @@ def reduced_precision(model: nn.Module, precision: str) -> nn.Module:
 
 
 def _batches(backbone: Backbone, image_set: ImageSet, workers: int) -> Iterator[Batch]:
-    """Preprocessed images [B, 3, H, W], decoded by threads up to two batches ahead of the model, however
-    large the set.
-    """
+    """Preprocessed images [B, 3, H, W], decoded by threads up to two batches ahead of the model, however large the set."""
     size, threads = backbone.batch_size, workers or torch.get_num_threads()
     decoded = _Decoded(image_set, backbone.preprocess)
     chunks = (range(i, min(i + CHUNK, len(decoded))) for i in range(0, len(decoded), CHUNK))

@@ -199,10 +199,10 @@ def _is_timm(source: Source) -> bool:
 
 
 def _check_vocabulary(source: Source, tokenizer: Any) -> None:
-    words, room = getattr(tokenizer, "vocab_size", None), source.config.get("text_cfg", {}).get("vocab_size")
-    if isinstance(words, int) and isinstance(room, int) and words > room:
+    words, rows = getattr(tokenizer, "vocab_size", None), source.config.get("text_cfg", {}).get("vocab_size")
+    if isinstance(words, int) and isinstance(rows, int) and words > rows:
         raise BackboneError(
-            f"the tokenizer of {source.model} has {words} tokens but its text tower {room}; a vocabulary "
+            f"the tokenizer of {source.model} has {words} tokens but its text tower {rows}; a vocabulary "
             "of its own goes into model_cfg.text_cfg.tokenizer_kwargs.bpe_path of open_clip_config.json"
         )
 

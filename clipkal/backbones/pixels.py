@@ -43,15 +43,15 @@ class Pixels:
 
 @dataclass(frozen=True, eq=False)
 class PixelSet:
-    """A labelled set as model inputs; `features` takes rows like the features of a `FeatureSet`.
+    """A labelled set as model inputs; `inputs` takes rows like those of a `FeatureSet`.
 
-    features: float32 [N, 3, H, W], or `Pixels`. digest: of the images and the transform. The rest as in `ImageSet`.
+    inputs: float32 [N, 3, H, W], or `Pixels`. digest: of the images and the transform. The rest as in `ImageSet`.
     """
 
     name: str
     ids: list[str]
     labels: Tensor
-    features: Tensor | Pixels
+    inputs: Tensor | Pixels
     digest: str
 
     def __len__(self) -> int:
@@ -94,11 +94,11 @@ def _pixels(
     kept = [images for images in readable if small]
     bad = {place for place, _ in skipped}
     good = image_set.subset([i for i in range(len(image_set)) if i not in bad]) if bad else image_set
-    features = torch.cat(kept) if small else Pixels(backbone, good, workers)
-    return _set(backbone, good, features), [image_set.ids[i] for i, _ in skipped]
+    inputs = torch.cat(kept) if small else Pixels(backbone, good, workers)
+    return _set(backbone, good, inputs), [image_set.ids[i] for i, _ in skipped]
 
 
-def _set(backbone: Backbone, image_set: ImageSet, features: Tensor | Pixels) -> PixelSet:
+def _set(backbone: Backbone, image_set: ImageSet, inputs: Tensor | Pixels) -> PixelSet:
     return PixelSet(
-        image_set.name, image_set.ids, image_set.labels, features, image_set.digest + backbone.transform
+        image_set.name, image_set.ids, image_set.labels, inputs, image_set.digest + backbone.transform
     )

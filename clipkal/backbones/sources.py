@@ -122,7 +122,7 @@ def _local_dir(folder: Path) -> Source:
 
 
 def _transformers(folder: Path) -> str:
-    """The way out where a folder is one of Hugging Face's transformers."""
+    """What to do where a folder is one of Hugging Face's transformers."""
     if not (folder / "config.json").is_file():
         return ""
     return (

@@ -110,7 +110,7 @@ def check_transfer(task: FewShotTask) -> None:
                 f"fewshot.transfer: {name} holds {kinds[0]}, but dataset {task.name} {kinds[1]}; take two of a kind"
             )
         if isinstance(one.test, FeatureSet) and isinstance(task.shots, FeatureSet):
-            width, own = one.test.features.shape[1], task.shots.features.shape[1]
+            width, own = one.test.inputs.shape[1], task.shots.inputs.shape[1]
             if width != own:
                 raise ConfigError(
                     f"fewshot.transfer: the features of {name} have width {width}, those of {task.name} {own}; "

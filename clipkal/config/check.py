@@ -1,7 +1,7 @@
 """The one check that every configuration passes, before anything slow is imported.
 
 Every key must be one of the schema, none may be without a value, each value must keep its rule (`values.py`), and
-settings must not contradict each other. Raises ConfigError with one line that names the key and the way out.
+settings must not contradict each other. Raises ConfigError with one line that names the key and what to type instead.
 """
 
 from collections.abc import Iterator

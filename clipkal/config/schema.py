@@ -12,7 +12,19 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from clipkal.config.values import NULL, POSITIVE, SHA256, SHARE, each, matching, number, setting, whole, words
+from clipkal.config.values import (
+    FLAG,
+    NULL,
+    POSITIVE,
+    SHA256,
+    SHARE,
+    each,
+    matching,
+    number,
+    setting,
+    whole,
+    words,
+)
 
 SOURCES = (
     "rendered", "digits", "folder", "table", "archive", "features", "coop", "torchvision", "huggingface",
@@ -157,9 +169,7 @@ class OptimizerConfig:
 
 @dataclass
 class FirstOrderConfig(OptimizerConfig):
-    """AdamW, SGD and their relatives; the learning rate and the epoch are chosen on few-shot validation
-    images.
-    """
+    """AdamW, SGD and their relatives; the learning rate and the epoch are chosen on few-shot validation images."""
 
     lr: Any = setting("auto", POSITIVE | words("auto"))  # auto = the best of lr_grid by validation NLL
     lr_grid: list[float] = setting([1e-4, 3e-4, 1e-3, 3e-3, 1e-2], each(POSITIVE))
@@ -274,4 +284,6 @@ class Config:
     # CPU threads of torch; null = torch's own choice
     threads: int | None = setting(None, whole(1, MOST_THREADS).because(MANY) | NULL)
     output_dir: str = "outputs"
+    # the reliability diagram; auto: of single runs, since clipkal-report draws those of a multirun
+    figures: Any = setting("auto", words("auto") | FLAG)
     checkpoint_every: float = setting(30.0, number(0))  # seconds between training checkpoints

@@ -75,6 +75,7 @@ def each(rule: Rule, count: int | None = None) -> Rule:
     return Rule(says, lambda v: isinstance(v, list) and fits(v) and all(map(rule.holds, v)))
 
 
+FLAG = Rule("true or false", lambda v: isinstance(v, bool))
 NULL = Rule("null", lambda v: v is None)
 POSITIVE = number(0, above=True)
 SHARE = number(0, 1, below=True)

@@ -1,4 +1,4 @@
-"""The room of datasets: from a place on disk (or a renderer) to a few-shot task; it knows nothing of models.
+"""Datasets: from a place on disk (or a renderer) to a few-shot task. Nothing here knows of models.
 
 `load_dataset(cfg, root)` gives a `Dataset`: train, val and test in distribution, and one test set per shift.
 `draw_task(dataset, shots, seed, validation, protocol)` draws the shots exactly as the field does (CoOp's

@@ -17,7 +17,7 @@ from clipkal import files
 from clipkal.data.images import open_image
 from clipkal.data.names import fill_templates, renamed
 from clipkal.data.partition import (
-    Table,
+    Columns,
     open_npz,
     partition,
     read_table,
@@ -77,7 +77,7 @@ def shift_rows(name: str, shift: Shift) -> Rows:
     return rows.at(rows_of_shift(table, name, shift))
 
 
-def read(path: Path) -> tuple[Rows, Table]:
+def read(path: Path) -> tuple[Rows, Columns]:
     """Every image of an archive, and its columns."""
     arrays = open_npz(path, WHAT)
     require(path, arrays, ("blob", "offset"))
@@ -98,7 +98,7 @@ def _offsets(path: Path, offset: np.ndarray, blob: np.ndarray) -> np.ndarray:
     return offset
 
 
-def _ids(path: Path, arrays: dict[str, np.ndarray], table: Table) -> list[str]:
+def _ids(path: Path, arrays: dict[str, np.ndarray], table: Columns) -> list[str]:
     """The original paths, or domain, split and row number where the archive has none."""
     if "source" not in arrays:
         rows = zip(table.domain.tolist(), table.split.tolist(), strict=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from clipkal.data.matching import matched
 from clipkal.data.names import fill_templates, renamed
-from clipkal.data.partition import Table, open_npz, partition, read_table, require, rows_of_shift, texts
+from clipkal.data.partition import Columns, open_npz, partition, read_table, require, rows_of_shift, texts
 from clipkal.data.sets import Dataset, FeatureSet
 from clipkal.data.shifts import require as require_shift
 from clipkal.data.spec import DataSpec, Shift
@@ -32,7 +32,7 @@ _FAR_OFF = 0.05  # stored rows whose length differs more than this from one were
 class Stored:
     """One file: its columns, and a feature and an id for each row."""
 
-    table: Table
+    table: Columns
     features: Tensor  # float32 [n, d], unit rows
     ids: list[str]
 
@@ -119,7 +119,7 @@ def _unit(stored: np.ndarray, owner: str) -> Tensor:
     return (rows / norms).float()
 
 
-def _ids(table: Table, arrays: dict[str, np.ndarray]) -> list[str]:
+def _ids(table: Columns, arrays: dict[str, np.ndarray]) -> list[str]:
     """The file's own ids, or domain, split and row number."""
     if "id" in arrays:
         ids = texts(table.path, "id", arrays["id"])

@@ -80,8 +80,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(pixels: np.ndarray, mode: str) -> np.ndarray:
-    """uint8 from wide pixels: 16-bit integers over 65535; 32-bit integers that fit a byte as they are; floats
-    in 0..1.
+    """uint8 from wide pixels: 16-bit integers over 65535; 32-bit integers that fit a byte as they are; floats in 0..1.
 
     Floats beyond 1 are taken for 0..255; what lies outside is clipped.
     """

@@ -1,6 +1,4 @@
-"""From a dataset config to a `Dataset`: picks the loader by `source` and adds what every source has in
-common.
-"""
+"""From a dataset config to a `Dataset`: picks the loader by `source` and adds what every source has in common."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ def load_dataset(cfg: Any, root: str | Path) -> Dataset:
 
     Raises:
         DataError: the source, a domain or a corruption is unknown (the nearest is named), or the data are not
-            as said.
+            as described.
         ConfigError: a setting contradicts itself, or the source has only numbers for its classes.
     """
     spec = read_spec(cfg, root)
@@ -45,8 +43,10 @@ def load_dataset(cfg: Any, root: str | Path) -> Dataset:
 
 
 def _ask_for_names(spec: DataSpec, names: Sequence[str]) -> None:
-    """Numbers tell a text tower nothing: an error where labels count a list of names that is not there, and a
-    warning where somebody chose them, since the digits are rightly called so.
+    """Reports classes that are called by numbers, which tell a text tower nothing.
+
+    An error where labels count a list of names that is not there, and a warning where somebody chose them, since the
+    digits are rightly called so.
     """
     if not all(_UNREADABLE.fullmatch(name) for name in names):
         return

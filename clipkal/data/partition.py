@@ -29,7 +29,7 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class Table:
+class Columns:
     """The columns that every packed file has.
 
     Attributes:
@@ -82,7 +82,7 @@ def open_npz(path: Path, what: str) -> dict[str, np.ndarray]:
         ) from error
 
 
-def read_table(path: Path, arrays: dict[str, np.ndarray], rows: int) -> Table:
+def read_table(path: Path, arrays: dict[str, np.ndarray], rows: int) -> Columns:
     """Checks and returns the columns.
 
     Raises:
@@ -107,7 +107,7 @@ def read_table(path: Path, arrays: dict[str, np.ndarray], rows: int) -> Table:
                 "the file"
             )
         columns[key] = column
-    return Table(path=path, **columns, **names)
+    return Columns(path=path, **columns, **names)
 
 
 def texts(path: Path, key: str, array: np.ndarray) -> list[str]:
@@ -148,7 +148,7 @@ def require(path: Path, arrays: dict[str, np.ndarray], keys: tuple[str, ...]) ->
         raise DataError(f"{path}: lacks the arrays {', '.join(missing)} (it has {', '.join(arrays)})")
 
 
-def partition(table: Table, spec: DataSpec) -> Partition:
+def partition(table: Columns, spec: DataSpec) -> Partition:
     """Train, val and test of the ID domain (the first one by default), and the test rows of each OOD domain.
 
     Raises:
@@ -164,11 +164,11 @@ def partition(table: Table, spec: DataSpec) -> Partition:
     return Partition(own, train, table.rows(own, roles.get("val", [])) or None, test, ood)
 
 
-def rows_of_shift(table: Table, name: str, shift: Shift) -> list[int]:
+def rows_of_shift(table: Columns, name: str, shift: Shift) -> list[int]:
     """The test rows of the domain that the OOD set `name` is.
 
     Raises:
-        DataError: the domain is unknown, has no test rows, or is one of several and not said.
+        DataError: the domain is unknown, has no test rows, or is one of several and not given.
     """
     if shift.domain is None and name not in table.domains and len(table.domains) > 1:
         raise DataError(
@@ -180,7 +180,7 @@ def rows_of_shift(table: Table, name: str, shift: Shift) -> list[int]:
     return _needed(table, domain, "test", table.roles({}))
 
 
-def _needed(table: Table, domain: str, role: str, roles: Roles) -> list[int]:
+def _needed(table: Columns, domain: str, role: str, roles: Roles) -> list[int]:
     places = roles.get(role, [])
     rows = table.rows(domain, places)
     if not rows:

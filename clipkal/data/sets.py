@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -87,7 +87,7 @@ class FeatureSet:
         name: what the set is called in results.
         ids: N stable, distinct names.
         labels: int64 [N].
-        features: float32 [N, d], rows of length one.
+        inputs: float32 [N, d] features, rows of length one.
 
     Raises:
         DataError: as for `ImageSet`, or a feature is not finite, not of length one, or not float32.
@@ -96,16 +96,16 @@ class FeatureSet:
     name: str
     ids: list[str]
     labels: Tensor
-    features: Tensor
+    inputs: Tensor
 
     def __post_init__(self) -> None:
         _check_rows(self.name, self.ids, self.labels)
-        if self.features.dim() != 2 or len(self.features) != len(self.ids):
-            shape = list(self.features.shape)
+        if self.inputs.dim() != 2 or len(self.inputs) != len(self.ids):
+            shape = list(self.inputs.shape)
             raise DataError(
                 f"{self.name}: features are {shape}, expected [{len(self.ids)}, d]; one row per image"
             )
-        check_unit_rows(self.features, self.name, self.ids)
+        check_unit_rows(self.inputs, self.name, self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -114,11 +114,30 @@ class FeatureSet:
         """The rows at `indices`, in that order."""
         chosen = _positions(indices, len(self))
         ids = [self.ids[i] for i in chosen]
-        return FeatureSet(name or self.name, ids, self.labels[chosen], self.features[chosen])
+        return FeatureSet(name or self.name, ids, self.labels[chosen], self.inputs[chosen])
 
     def with_labels(self, labels: Tensor) -> FeatureSet:
         """The same features under other labels, int64 [N]."""
-        return FeatureSet(self.name, self.ids, labels, self.features)
+        return FeatureSet(self.name, self.ids, labels, self.inputs)
+
+
+class LabelledSet(Protocol):
+    """What is learnt from and evaluated on: a `FeatureSet`, or the same with images as inputs."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """N names."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """int64 [N]."""
+        ...
+
+    @property
+    def inputs(self) -> Tensor:
+        """Inputs [N, …] of a model, or what gives a batch of them for a slice or an int64 tensor of places."""
+        ...
 
 
 AnySet = ImageSet | FeatureSet
@@ -194,7 +213,7 @@ def check_class_names(owner: str, names: Sequence[str]) -> None:
 
     Names that differ only by case, blanks, underscores or the spelling of accents count as one, since prompts do
     not tell them apart. Two classes of one name are usual in long lists (ImageNet has two called "missile"), and
-    are said in one line; three are a mistake.
+    are reported in one line; three are a mistake.
 
     Raises:
         DataError: there are fewer than two classes, a name is blank or no text, or three classes share one.

@@ -31,8 +31,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Transfer:
-    """A test set with classes of its own, of which nothing is learnt: the new half of base-to-new, or the test
-    set of another dataset.
+    """A test set with classes of its own, of which nothing is learnt.
+
+    The new half of base-to-new, or the test set of another dataset.
 
     Attributes:
         class_names, prompts: C' names, and for each the sentences of its ensemble.

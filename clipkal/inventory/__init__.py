@@ -1,5 +1,7 @@
-"""The room of the command `clipkal-data`: which datasets there are, whether yours are whole, and what they look like.
+"""The command `clipkal-data`: which datasets there are, whether yours are whole, and what they look like.
 
-`catalogue` reads `conf/dataset/`, `facts` knows how many images each public dataset has, `check` compares them
-with the disk and decodes every image, `shots` draws what a run would draw, and `sheet` makes a picture of it.
+command.py   the command line and what it prints
+check.py     which files are missing; counts against what is known, and every image decoded once
+facts.py     how many images and classes each public dataset has
+sheet.py     a picture of shots, test and OOD images
 """

@@ -1,4 +1,4 @@
-"""Whether a dataset is whole: counts against what is known of it, and every image decoded once."""
+"""Whether a dataset is there and whole: its files, counts against what is known of it, every image decoded once."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from clipkal.data import Dataset, ImageSet
+from clipkal.data.aircraft import is_aircraft
+from clipkal.data.catalogue import EMBEDDED, Entry
+from clipkal.data.coop import split_file
 from clipkal.data.sets import AnySet, occurring_classes
+from clipkal.data.spec import read_spec
 from clipkal.data.threads import in_threads
 from clipkal.errors import DataError
-from clipkal.inventory.facts import Facts
+from clipkal.inventory.facts import FACTS, Facts
 
 CHUNK = 16  # images a thread takes at a time
 Size = tuple[int, int]  # width and height in pixels
@@ -43,7 +49,7 @@ class SetReport:
 
 
 @dataclass(frozen=True)
-class Report:
+class Findings:
     """What a check found: its sets, remarks that are worth knowing, and problems to mend."""
 
     name: str
@@ -60,7 +66,36 @@ def to_decode(dataset: Dataset) -> dict[str, ImageSet]:
     }
 
 
-def check(
+def missing(one: Entry, root: str | Path) -> list[str]:
+    """What of a dataset is not below `root`, in words; empty where it looks whole. Looks at no image.
+
+    A dataset of which nothing is there gives its path alone.
+    """
+    config, path = one.config, one.path(root)
+    if config.source in EMBEDDED:
+        return []
+    if not path.exists():
+        return [str(path)]
+    lacking = _lacking_split(path) if config.source == "coop" else []
+    known = FACTS.get(one.name)
+    places = [path / domain for domain in known.domains] if known and config.get("id_domain") else []
+    places += read_spec(OmegaConf.merge(config, {"class_names": None}), root).elsewhere.values()
+    if isinstance(config.get("class_names"), str):
+        places.append(Path(root).expanduser() / config.class_names)
+    return lacking + [str(place) for place in places if not place.exists()]
+
+
+def _lacking_split(path: Path) -> list[str]:
+    if is_aircraft(path):
+        return []
+    try:
+        split_file(path)
+    except DataError as error:
+        return [str(error).split(";")[0]]
+    return []
+
+
+def inspect(
     dataset: Dataset,
     expected: Facts | None = None,
     id_domain: str | None = None,
@@ -68,7 +103,7 @@ def check(
     decode: bool = True,
     workers: int | None = None,
     advance: Advance = lambda n: None,
-) -> Report:
+) -> Findings:
     """Checks a loaded dataset.
 
     Args:
@@ -89,7 +124,7 @@ def check(
             if report.role in own:
                 decode_all(report, own[report.role], workers, advance)
                 problems += _broken(report)
-    return Report(dataset.name, len(dataset.class_names), sets, list(_notes(dataset)), problems)
+    return Findings(dataset.name, len(dataset.class_names), sets, list(_notes(dataset)), problems)
 
 
 def decode_all(report: SetReport, images: ImageSet, workers: int | None, advance: Advance) -> None:

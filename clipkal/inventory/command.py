@@ -15,13 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from clipkal import files
-from clipkal.config import compose, explain, quoted
+from clipkal import __version__, files
+from clipkal.config import check, compose, explain, quoted
 from clipkal.errors import ClipkalError
 from clipkal.inventory.facts import FACTS, Facts
 
 if TYPE_CHECKING:
-    from clipkal.inventory.catalogue import Entry
+    from clipkal.data.catalogue import Entry
     from clipkal.inventory.check import SetReport
 
 HELP = """Looks at datasets before they are used: nothing is trained and nothing is downloaded.
@@ -72,6 +72,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = _Parser(prog="clipkal-data", description=HELP, epilog=EXAMPLES, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"clipkal {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     one = commands.add_parser("list", help="which datasets there are, and which are below the data root")
@@ -157,8 +158,8 @@ def _say(console: Console, line: str, style: str = "") -> None:
 
 
 def _composed(options: argparse.Namespace) -> DictConfig:
-    """The configuration of a run on the dataset, with the options of the command line put in."""
-    from clipkal.inventory import catalogue
+    """The checked configuration of a run on the dataset, with the options of the command line put in."""
+    from clipkal.data import catalogue
 
     catalogue.entry(options.name, options.config_dir)  # an unknown name is met with the nearest
     draw = {"fewshot.shots": getattr(options, "shots", None), "seed": getattr(options, "seed", None)}
@@ -166,6 +167,7 @@ def _composed(options: argparse.Namespace) -> DictConfig:
     cfg = compose([f"dataset={options.name}", *options.settings, *given], options.config_dir)
     if options.root is not None:
         cfg.data.root = str(options.root)
+    check(cfg)
     return cfg
 
 
@@ -174,7 +176,7 @@ def _composed(options: argparse.Namespace) -> DictConfig:
 
 def list_datasets(options: argparse.Namespace) -> None:
     """Prints a table of every dataset: what it is, its counts, and whether it is there."""
-    from clipkal.inventory import catalogue
+    from clipkal.data import catalogue
 
     root = options.root or Path(compose(options.settings, options.config_dir).data.root)
     console = _console()
@@ -198,13 +200,14 @@ def list_datasets(options: argparse.Namespace) -> None:
 
 def _state(one: "Entry", root: Path) -> tuple[str, list[str]]:
     """embedded, there, incomplete, absent, or yours (a form for data that you bring); and what is missing."""
-    from clipkal.inventory import catalogue
+    from clipkal.data import catalogue
+    from clipkal.inventory.check import missing
 
     if one.config.source in catalogue.EMBEDDED:
         return "embedded", []
     if one.name in catalogue.OWN:
         return "yours", []
-    lacking = catalogue.missing(one, root)
+    lacking = missing(one, root)
     if not lacking:
         return "there", []
     return ("incomplete" if one.path(root).exists() else "absent"), lacking
@@ -231,9 +234,8 @@ def _counts(one: "Entry", facts: Facts | None) -> list[str]:
 def check_dataset(options: argparse.Namespace) -> None:
     """Prints what was found; exits with 2 after one line for each problem."""
     from clipkal.backbones.progress import progress_bar
-    from clipkal.data import load_dataset
-    from clipkal.inventory import catalogue
-    from clipkal.inventory.check import check, to_decode
+    from clipkal.data import catalogue, load_dataset
+    from clipkal.inventory.check import inspect, to_decode
 
     about, cfg = catalogue.entry(options.name, options.config_dir), _composed(options)
     try:
@@ -244,7 +246,7 @@ def check_dataset(options: argparse.Namespace) -> None:
     facts = None if own_split else FACTS.get(options.name)
     total = 0 if options.no_decode else sum(map(len, to_decode(dataset).values()))
     with progress_bar(escape(f"decoding {dataset.name}"), total, cfg.data.progress) as advance:
-        report = check(
+        found = inspect(
             dataset,
             facts,
             cfg.dataset.id_domain,
@@ -253,15 +255,15 @@ def check_dataset(options: argparse.Namespace) -> None:
             advance=advance,
         )
     console = _console()
-    console.print(_sets_table(report.sets))
-    for note in report.notes:
+    console.print(_sets_table(found.sets))
+    for note in found.notes:
         _say(console, f"· {note}")
-    if report.problems:
+    if found.problems:
         console.file.flush()
-        _problems(report.problems, about)
+        _problems(found.problems, about)
     known = " and as many images as are known" if facts else ""
     done = f"all {total:,} decoded" if total else "not decoded" if options.no_decode else "no image to decode"
-    _say(console, f"{report.name} is whole: {report.classes} classes{known}, {done}", "green")
+    _say(console, f"{found.name} is whole: {found.classes} classes{known}, {done}", "green")
 
 
 def _sets_table(sets: "Sequence[SetReport]") -> Table:
@@ -293,14 +295,14 @@ def _problems(problems: Sequence[str], about: "Entry") -> NoReturn:
 
 def print_shots(options: argparse.Namespace) -> None:
     """Prints the shot list, or writes it to a file."""
-    from clipkal.inventory.shots import draw, shot_list
+    from clipkal.data.drawing import draw
 
     cfg = _composed(options)
     task = draw(cfg, config_dir=options.config_dir)
     if options.out is None:
-        sys.stdout.write(shot_list(task))
+        sys.stdout.write(files.json_text(task.record))
         return
-    files.write_text(options.out, shot_list(task))
+    files.write_json(options.out, task.record)
     val = 0 if task.val is None else len(task.val)
     print(f"{options.out}: {len(task.shots)} images to learn from, {val} to validate on")
     print(f"to learn from them: {_run_on(options, cfg)}")
@@ -317,8 +319,8 @@ def _run_on(options: argparse.Namespace, cfg: DictConfig) -> str:
 
 def preview(options: argparse.Namespace) -> None:
     """Writes the contact sheet; an image on it that cannot be read gives one line on standard error."""
+    from clipkal.data.drawing import draw
     from clipkal.inventory.sheet import contact_sheet
-    from clipkal.inventory.shots import draw
 
     out = options.out or Path(f"{options.name}-preview.png")
     form = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(out.suffix.lower())

@@ -1,7 +1,7 @@
 """Optimisers that take a batch in: Kalman filters, gradient-regularised natural gradients, baselines.
 
 Usable on any `nn.Module`; this package knows nothing of CLIP, Hydra or W&B. Everything is a `BatchOptimizer`:
-`step(inputs, targets) -> StepInfo`. The Bayesian ones are also posteriors: `logit_samples(inputs, n, generator)`.
+`step(inputs, targets) -> StepInfo`. The Bayesian ones have a `Posterior`: `logit_samples(inputs, n, generator)`.
 `KalmanFilter` takes its parts by name (observation, noise, gate, covariance); `OnlineKalman`, `RKalman`, `LoKO` and `KalmanCLIP`
 are those choices of parts that have a name of their own (kalman/, one file each).
 """
@@ -18,6 +18,7 @@ from clipkal.optim.model.bilinear import BilinearModel
 from clipkal.optim.natural_gradient.kfac import KFAC
 from clipkal.optim.natural_gradient.reng import RENG
 from clipkal.optim.natural_gradient.ring import RING
+from clipkal.optim.posterior import Posterior
 
 __all__ = [
     "KFAC",
@@ -35,6 +36,7 @@ __all__ = [
     "KalmanFilter",
     "LoKO",
     "OnlineKalman",
+    "Posterior",
     "RKalman",
     "Sophia",
     "StepInfo",

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from clipkal.optim.eager import EagerOptimizer
 from clipkal.optim.parallel.shards import Group, anywhere, world_size
+from clipkal.optim.posterior import Posterior
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class BatchOptimizer(EagerOptimizer):
 
         Raises FloatingPointError, with parameters and state untouched, if the batch or its loss is not finite.
         """
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """The distribution that it has learnt; None where all it has is a point."""
+        return None
 
     def describe(self) -> dict[str, str]:
         """What it really does, choices by rule and fallbacks included, in a word each; for a run's record."""

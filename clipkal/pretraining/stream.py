@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Curriculum:
     """The length of a run and its curriculum."""
 
     samples: int
@@ -44,6 +44,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
+        """How many batches the run has."""
         return max(1, self.samples // self.batch_size)
 
 
@@ -65,7 +66,7 @@ def soil(images: Tensor, generator: torch.Generator) -> Tensor:
 class PretrainingStream(Dataset[Batch]):
     """The batches of a run, by step."""
 
-    def __init__(self, plan: Plan, tokenizer: SimpleTokenizer) -> None:
+    def __init__(self, plan: Curriculum, tokenizer: SimpleTokenizer) -> None:
         self.plan = plan
         self.tokenizer = tokenizer
 

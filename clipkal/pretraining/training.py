@@ -20,7 +20,7 @@ from clipkal.data.world.shapes import PRETRAINING_CLASSES
 from clipkal.errors import CheckpointError
 from clipkal.files import atomic_path
 from clipkal.pretraining.model import EMBED_DIM, MEAN, STD, build_model
-from clipkal.pretraining.stream import Batch, Plan, PretrainingStream
+from clipkal.pretraining.stream import Batch, Curriculum, PretrainingStream
 
 FORMAT = 1
 
@@ -71,7 +71,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, pairs: Tensor, scale: Tensor
 class Trainer:
     """The state of a pretraining run: model, auxiliary head, optimiser and the number of steps done."""
 
-    def __init__(self, plan: Plan, recipe: Recipe, tokenizer: SimpleTokenizer) -> None:
+    def __init__(self, plan: Curriculum, recipe: Recipe, tokenizer: SimpleTokenizer) -> None:
         self.plan, self.recipe, self.tokenizer = plan, recipe, tokenizer
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)

@@ -29,9 +29,7 @@ PREDICTIVES = ("sampled", "probit", "plugin")
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over seeds, and the half-width of its 95 % confidence interval (None for one seed or an infinite
-    value).
-    """
+    """Mean over seeds, and the half-width of its 95 % confidence interval (None for one seed or an infinite value)."""
 
     mean: float
     half_width: float | None
@@ -102,8 +100,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def aggregate(runs: Iterable[Run]) -> list[Row]:
-    """One row per dataset, backbone, method (and what else differs), shots and predictive, averaged over
-    seeds.
+    """One row per dataset, backbone, method (and what else differs), shots and predictive, averaged over seeds.
 
     A mean over OOD or transfer sets is the mean of one run's sets, then averaged over seeds; a run that lacks
     a set that others of the same dataset and backbone have gets none. H is of one run, too.
@@ -215,8 +212,7 @@ def _facts(run: Run, predictive: str) -> dict[str, dict[str, Any]]:
 
 
 def over_datasets(rows: Iterable[Row]) -> list[Row]:
-    """Rows averaged over datasets, per backbone, where there are several; only methods that have every
-    dataset.
+    """Rows averaged over datasets, per backbone, where there are several; only methods that have every dataset.
 
     Each seed's values are averaged over datasets first, so the interval is one over seeds, as everywhere;
     seeds that a dataset lacks are left out. The OOD sets of different datasets differ: only `OVERALL` remain.

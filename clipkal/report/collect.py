@@ -28,8 +28,13 @@ class Run:
 
 @dataclass
 class Collection:
-    """What was found: the runs (each id once), the folders of unfinished ones, the copies left out, and one line
-    for each run that is damaged or of another schema version.
+    """What was found.
+
+    Attributes:
+        runs: each id once.
+        unfinished: the folders of unfinished runs.
+        duplicates: the copies left out.
+        damaged: one line for each run that is damaged or of another schema version.
     """
 
     runs: list[Run] = field(default_factory=list)

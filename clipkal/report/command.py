@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from clipkal import files
+from clipkal import __version__, files
 from clipkal.errors import ClipkalError, DataError
 from clipkal.report.aggregate import Row, aggregate, over_datasets
 from clipkal.report.collect import Collection, collect
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"clipkal {__version__}")
     parser.add_argument(
         "paths", metavar="PATH", nargs="+", type=Path, help="a folder of runs, or a run; searched downwards"
     )

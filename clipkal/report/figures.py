@@ -21,16 +21,14 @@ PANELS = {ID: "In distribution", MEAN_OOD: "Out of distribution (mean)"}
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that renders by Agg and makes room for its labels."""
+    """An empty figure, in inches, that renders by Agg and leaves space for its labels."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def learning_curves(rows: Sequence[Row]) -> Figure:
-    """Accuracy against shots, in distribution and as the mean over OOD sets; bands are 95 % intervals over
-    seeds.
-    """
+    """Accuracy against shots, in distribution and as the mean over OOD sets; bands are 95 % intervals over seeds."""
     curves = _curves(rows)
     look = _look(rows)
     ticks = sorted({row.shots for points in curves.values() for row in points}, key=shots_rank)
@@ -82,9 +80,7 @@ def _curve(axes: Axes, points: Sequence[Row], name: str, place: dict[str, int], 
 
 
 def id_against_ood(rows: Sequence[Row]) -> Figure:
-    """ID accuracy against mean OOD accuracy, one trail per method from few shots to many; on the diagonal
-    nothing is lost.
-    """
+    """ID accuracy against mean OOD accuracy, one trail per method from few shots to many; on the diagonal nothing is lost."""
     figure = new_figure(6.2, 4.6)
     axes = figure.subplots()
     look = _look(rows)
@@ -138,9 +134,7 @@ def _diagonal(axes: Axes, values: Sequence[float]) -> None:
 
 
 def calibration_bars(rows: Sequence[Row]) -> Figure:
-    """ECE and NLL of every method and predictive at the most shots they all have; dark is ID, pale the mean
-    OOD.
-    """
+    """ECE and NLL of every method and predictive at the most shots they all have; dark is ID, pale the mean OOD."""
     shots = _common_shots(rows)
     chosen = [row for row in rows if row.shots == shots]
     known = {row.label for row in chosen}

@@ -1,6 +1,4 @@
-"""One HTML page with tables and figures in it: no script, no request to anywhere, so it can be mailed or
-archived.
-"""
+"""One HTML page with tables and figures in it: no script, no request to anywhere, so it can be mailed or archived."""
 
 import base64
 import html

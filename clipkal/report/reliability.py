@@ -23,7 +23,9 @@ MARKS = {"id": " (ID)", "transfer": " (transfer)"}
 class HasResults(Protocol):
     """An `Evaluation`, or whatever gives the same dictionary."""
 
-    def to_dict(self) -> dict[str, Any]: ...
+    def to_dict(self) -> dict[str, Any]:
+        """The parts `sets`, `detection` and `evaluation` of results.json."""
+        ...
 
 
 def reliability_figure(evaluation: HasResults | Mapping[str, Any]) -> Figure:
@@ -45,8 +47,7 @@ def reliability_figure(evaluation: HasResults | Mapping[str, Any]) -> Figure:
 
 
 def reliability_grid(panels: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
-    """Panels by row and column; each is a dictionary with `reliability`, `ece`, `accuracy` and
-    `confidence`.
+    """Panels by row and column; each is a dictionary with `reliability`, `ece`, `accuracy` and `confidence`.
 
     A dot is a bin: its place is mean confidence and accuracy, its area the share of images. Below the
     diagonal, in orange, the model is over-confident; above it, in blue, under-confident.

@@ -31,9 +31,7 @@ class Style:
 
 
 def styles(labels: Iterable[str], untrained: Iterable[str] = ()) -> dict[str, Style]:
-    """A style for each label. Methods in `KNOWN` always have theirs; others take what is left, in sorted
-    order.
-    """
+    """A style for each label. Methods in `KNOWN` always have theirs; others take what is left, in sorted order."""
     labels, untrained = sorted(set(labels)), set(untrained)
     free = [i for i in range(len(PALETTE)) if i not in {KNOWN[name] for name in labels if name in KNOWN}]
     found, others = {}, 0

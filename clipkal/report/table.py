@@ -17,9 +17,7 @@ from clipkal.report.aggregate import ID, MEAN_OOD, MEAN_TRANSFER, OVERALL, Estim
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is shown: its key in results.json, its title, the factor and decimals, and which end is
-    good.
-    """
+    """How a metric is shown: its key in results.json, its title, the factor and decimals, and which end is good."""
 
     key: str
     title: str
@@ -43,9 +41,7 @@ HEAD = ("method", "predictive", "shots", "seeds")
 
 @dataclass
 class Table:
-    """Text cells under a header; `best` are the (row, column) cells to emphasise; `breaks` the rows before
-    which shots change.
-    """
+    """Text cells under a header; `best` are the (row, column) cells to emphasise; `breaks` the rows before which shots change."""
 
     title: str
     header: list[str]
@@ -73,8 +69,10 @@ LEGEND = (
 
 
 def sections(rows: Sequence[Row]) -> list[Section]:
-    """For each dataset and backbone an overview, and one table per metric with the columns ID, each OOD
-    set, mean OOD, each transfer set, mean transfer and H."""
+    """For each dataset and backbone an overview, and one table per metric.
+
+    Its columns: ID, each OOD set, mean OOD, each transfer set, mean transfer and H.
+    """
     families: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         families[row.dataset, row.backbone].append(row)
@@ -235,9 +233,7 @@ CSV_HEADER = (
 
 
 def csv_text(rows: Iterable[Row]) -> str:
-    """Tidy CSV, one line per row, set and metric, unrounded and in the units of results.json; ci95 is a
-    half-width.
-    """
+    """Tidy CSV, one line per row, set and metric, unrounded and in the units of results.json; ci95 is a half-width."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(CSV_HEADER)

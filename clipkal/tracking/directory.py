@@ -52,7 +52,7 @@ class RunDirectory:
             …
             directory.finish(summary)
 
-    A failed write raises ClipkalError, one line with the path and the way out.
+    A failed write raises ClipkalError, one line with the path and what to do.
     """
 
     def __init__(self, path: str | Path) -> None:

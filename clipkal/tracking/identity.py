@@ -22,6 +22,7 @@ EXCLUDED = (
     "data.cache",  # where features are cached
     "data.progress",  # what the terminal shows
     "data.verify",  # how closely the data are looked at
+    "figures",  # whether a diagram is drawn
     "checkpoint_every",  # how often a run can be taken up again
     "tracking",  # what is mirrored to W&B
     "wandb",
@@ -86,8 +87,9 @@ def _below(key: str, prefixes: Iterable[str]) -> bool:
 
 
 def other_choices(overrides: Iterable[str], named: Iterable[str] = NAMED) -> list[str]:
-    """Hydra's task overrides, sorted, without those that have a place of their own in the path (`named`) and
-    those that do not change numbers. The last of two overrides of one key counts, as in Hydra.
+    """Hydra's task overrides, sorted; the last of two overrides of one key counts, as in Hydra.
+
+    Left out are those that have a place of their own in the path (`named`) and those that do not change numbers.
     """
     kept: dict[str, str] = {}
     for override in overrides:
@@ -123,8 +125,9 @@ def run_path(
 
 
 def _component(words: Sequence[str]) -> str:
-    """A name and the overrides after it, joined by `--`, in plain characters; with a digest where these do not
-    tell it from others.
+    """A name and the overrides after it, joined by `--`, in plain characters.
+
+    With a digest where these do not tell it from others.
     """
     pairs = [override.partition("=") for override in words[1:]]
     exact = "--".join([words[0], *(f"{key}-{value}" for key, _, value in pairs)])

@@ -30,9 +30,7 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def render(figure: "Figure", target: Path | IO[bytes], dpi: int, **how: Any) -> None:
-    """Writes a figure as PNG, whatever its size, and without a warning for letters that no font here has: boxes
-    stand for them.
-    """
+    """Writes a figure as PNG, whatever its size, and without a warning for letters that no font here has: boxes stand for them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure.savefig(target, format="png", dpi=min(dpi, MOST_PIXELS / max(figure.get_size_inches())), **how)

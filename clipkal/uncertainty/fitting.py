@@ -11,24 +11,24 @@ from clipkal.uncertainty.temperature import fit_temperature, minimise_nll
 
 
 def temperatures(
-    predictor: Predictor, features: Tensor, labels: Tensor, predictives: Sequence[str], prior_sd: float = 1.0
+    predictor: Predictor, inputs: Tensor, labels: Tensor, predictives: Sequence[str], prior_sd: float = 1.0
 ) -> dict[str, float]:
     """One temperature per predictive, over all classes; see `fit_temperature`.
 
     Draws beyond the memory budget are left out of the fit: the first of them serve.
     """
     found: dict[str, float] = {}
-    logits = predictor.logits(features, len(labels), "validation")
+    logits = predictor.logits(inputs, len(labels), "validation")
     if "plugin" in predictives:
         found["plugin"] = fit_temperature(logits, labels, prior_sd)
     if "sampled" in predictives:
-        found["sampled"] = fit_temperature(_draws(predictor, features, logits), labels, prior_sd)
+        found["sampled"] = fit_temperature(_draws(predictor, inputs, logits), labels, prior_sd)
     if "probit" in predictives:
-        found["probit"] = _probit_temperature(predictor, features, labels, logits.shape[1], prior_sd)
+        found["probit"] = _probit_temperature(predictor, inputs, labels, logits.shape[1], prior_sd)
     return found
 
 
-def _draws(predictor: Predictor, features: Tensor, logits: Tensor) -> Tensor:
+def _draws(predictor: Predictor, inputs: Tensor, logits: Tensor) -> Tensor:
     most = max(1, MEMORY_BUDGET // (16 * logits.numel()))
     few = Predictor(
         predictor.model,
@@ -39,7 +39,7 @@ def _draws(predictor: Predictor, features: Tensor, logits: Tensor) -> Tensor:
     )
     draws = torch.zeros(few.n_samples, *logits.shape, dtype=torch.float64)
     filled = torch.zeros(len(logits), dtype=torch.int64)
-    for _, rows, chunk in few.draws({"validation": (features, len(logits))}, logits.shape[1]):
+    for _, rows, chunk in few.draws({"validation": (inputs, len(logits))}, logits.shape[1]):
         start = int(filled[rows.start])
         draws[start : start + len(chunk), rows] = chunk
         filled[rows] += len(chunk)
@@ -47,9 +47,9 @@ def _draws(predictor: Predictor, features: Tensor, logits: Tensor) -> Tensor:
 
 
 def _probit_temperature(
-    predictor: Predictor, features: Tensor, labels: Tensor, classes: int, prior_sd: float
+    predictor: Predictor, inputs: Tensor, labels: Tensor, classes: int, prior_sd: float
 ) -> float:
-    chunks = list(predictor.moments(features, len(labels), classes, "validation"))
+    chunks = list(predictor.moments(inputs, len(labels), classes, "validation"))
     mean, covariance = (torch.cat(parts) for parts in zip(*chunks, strict=True))
 
     def nll(temperature: float) -> float:

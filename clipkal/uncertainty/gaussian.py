@@ -1,5 +1,4 @@
-"""The predictive from a Gaussian over the logits, z ~ N(mean, covariance): in closed form, or by Monte
-Carlo.
+"""The predictive from a Gaussian over the logits, z ~ N(mean, covariance): in closed form, or by Monte Carlo.
 
 The per-class probit of Laplace libraries, softmax(m_c / √(1 + π/8 Σ_cc)), is badly under-confident for
 CLIP: most of the logit variance is common to all classes, has no effect on the softmax, and yet enters

@@ -10,11 +10,12 @@ from torch import Tensor
 class Prediction:
     """Class probabilities and the parts of their uncertainty, all float64; entropies in nats.
 
-    Attributes: probs: shape (N, C), rows sum to 1. entropy: total uncertainty of the label, H[p], shape
-        (N,), in [0, log C]. aleatoric: expected entropy under a draw of the parameters (N,); what more
-        shots would not remove. epistemic: entropy − aleatoric (N,), ≥ 0: the mutual information between
-        label and parameters; 0 for a plug-in. log_probs: logarithms of `probs` (N, C), finite where `probs`
-        underflows to 0; None once dropped.
+    Attributes:
+        probs: [N, C], rows sum to 1.
+        entropy: total uncertainty of the label, H[p], [N], in [0, log C].
+        aleatoric: expected entropy under a draw of the parameters [N]; what more shots would not remove.
+        epistemic: entropy − aleatoric [N], ≥ 0: the mutual information of label and parameters; 0 for a plug-in.
+        log_probs: logarithms of `probs` [N, C], finite where `probs` underflows to 0; None once dropped.
     """
 
     probs: Tensor

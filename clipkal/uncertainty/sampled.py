@@ -33,9 +33,7 @@ class SampleAverage:
         self._draws = torch.zeros(images, dtype=torch.float64)
 
     def add(self, logits: Tensor, rows: slice = slice(None)) -> None:
-        """Adds draws (S, B, C) of the B images at `rows`. Raises ValueError for a wrong shape or logits
-        that are not finite.
-        """
+        """Adds draws (S, B, C) of the B images at `rows`. Raises ValueError for a wrong shape or logits that are not finite."""
         log_probs = log_softmax(logits, 3)
         if log_probs.shape[1:] != self._log_sum[rows].shape:
             raise ValueError(
@@ -63,8 +61,7 @@ class SampleAverage:
 
 
 def sampled(chunks: Iterable[Tensor]) -> Prediction:
-    """The predictive from chunks of logit draws of the same N images, each (S_k, N, C); all draws weigh the
-    same.
+    """The predictive from chunks of logit draws of the same N images, each (S_k, N, C); all draws weigh the same.
 
     Raises:
         ValueError: no chunk, chunks of different shapes, or logits that are not finite.

@@ -38,9 +38,9 @@ class View:
 
 @dataclass(frozen=True)
 class Images:
-    """Inputs of N images (whatever `features[a:b]` gives) and the views wanted of them."""
+    """Inputs of N images (whatever `inputs[a:b]` gives) and the views wanted of them."""
 
-    features: Tensor
+    inputs: Tensor
     count: int
     views: Sequence[View]
 
@@ -50,13 +50,11 @@ class Images:
 
 
 def predict(predictor: Predictor, sets: Mapping[str, Images]) -> dict[str, dict[View, Prediction]]:
-    """Every view of every set. Without `log_probs` only where a caller drops them; raises as the
-    predictives do.
-    """
+    """Every view of every set. Without `log_probs` only where a caller drops them; raises as the predictives do."""
     found: dict[str, dict[View, Prediction]] = {}
     classes = 0
     for name, images in sets.items():
-        logits = predictor.logits(images.features, images.count, name)
+        logits = predictor.logits(images.inputs, images.count, name)
         classes = logits.shape[1]
         found[name] = {view: plugin(view.of(logits)) for view in images.wanted("plugin")}
     for name, averages in _sampled(predictor, sets, classes).items():
@@ -74,7 +72,7 @@ def _sampled(
         for name, images in sets.items()
         if (wanted := images.wanted("sampled"))
     }
-    inputs = {name: (sets[name].features, sets[name].count) for name in averages}
+    inputs = {name: (sets[name].inputs, sets[name].count) for name in averages}
     if inputs:
         for name, rows, chunk in predictor.draws(inputs, classes):
             for view, average in averages[name].items():
@@ -86,7 +84,7 @@ def _probit(predictor: Predictor, name: str, images: Images, classes: int) -> di
     wanted = images.wanted("probit")
     parts: dict[View, list[Prediction]] = {view: [] for view in wanted}
     if wanted:
-        for mean, covariance in predictor.moments(images.features, images.count, classes, name):
+        for mean, covariance in predictor.moments(images.inputs, images.count, classes, name):
             for view in wanted:
                 parts[view].append(probit(view.of(mean), view.of_covariance(covariance)))
     return {view: _joined(chunks) for view, chunks in parts.items()}

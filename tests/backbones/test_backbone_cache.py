@@ -31,7 +31,7 @@ def test_a_second_call_encodes_nothing_and_gives_the_same_bits(vit, tmp_path):
     decode = tmp_path / "decoded"
     again = image_features(vit, image_set(log=decode), tmp_path)[0], text_features(vit, PROMPTS, tmp_path)
     assert (visual.count, text.count) == counts and not decode.exists()
-    assert torch.equal(first[0].features, again[0].features) and torch.equal(first[1], again[1])
+    assert torch.equal(first[0].inputs, again[0].inputs) and torch.equal(first[1], again[1])
 
 
 def test_another_backbone_object_or_path_of_the_same_weights_shares_entries(vit, vit_folder, tmp_path):
@@ -53,8 +53,8 @@ def test_whatever_changes_features_makes_another_entry(vit_folder, resnet_folder
         backbone_of(vit_folder, precision="bf16"),
         backbone_of(vit_folder, image_mean=[0.1, 0.2, 0.3]),
     ]
-    found = [image_features(b, image_set(), folder)[0].features for b in backbones]
-    found.append(image_features(backbones[0], image_set(seed=1), folder)[0].features)
+    found = [image_features(b, image_set(), folder)[0].inputs for b in backbones]
+    found.append(image_features(backbones[0], image_set(seed=1), folder)[0].inputs)
     assert len(entries(folder)) == len(found) == 6
     assert all(not torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
 
@@ -66,7 +66,7 @@ def test_the_name_of_a_set_does_not_matter_but_its_order_does(vit, tmp_path):
     assert renamed.name == "shots" and len(entries(tmp_path)) == 1
     turned, _ = image_features(vit, images.subset(range(9, -1, -1)), tmp_path)
     assert len(entries(tmp_path)) == 2
-    torch.testing.assert_close(turned.features.flip(0), renamed.features, atol=1e-5, rtol=0)
+    torch.testing.assert_close(turned.inputs.flip(0), renamed.inputs, atol=1e-5, rtol=0)
 
 
 def damage_truncate(path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_damaged_or_foreign_entry_is_reported_and_computed_again(vit, tmp_path
     damage(entries(tmp_path)[0])
     visual = Forwards(vit.model.visual)
     again, _ = image_features(vit, image_set(), tmp_path)
-    assert visual.count == 3 and torch.equal(again.features, good.features)
+    assert visual.count == 3 and torch.equal(again.inputs, good.inputs)
     (record,) = caplog.records
     assert record.levelname == "WARNING" and "computing it again" in record.getMessage()
     caplog.clear()
@@ -118,7 +118,7 @@ def test_skipped_images_are_remembered_unless_they_can_be_read_again(vit, tmp_pa
     bad, visual = {3}, Forwards(vit.model.visual)
     first, skipped = image_features(vit, image_set(bad=bad), tmp_path, on_bad_image="skip")
     again, still = image_features(vit, image_set(bad=bad), tmp_path, on_bad_image="skip")
-    assert visual.count == 3 and skipped == still and torch.equal(first.features, again.features)
+    assert visual.count == 3 and skipped == still and torch.equal(first.inputs, again.inputs)
     with pytest.raises(DataError, match=r"image3\.jpg"):
         image_features(vit, image_set(bad=bad), tmp_path)
     mended, none = image_features(vit, image_set(), tmp_path, on_bad_image="skip")
@@ -198,8 +198,7 @@ def test_the_same_file_name_size_and_time_with_other_weights_is_another_entry(vi
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (stat.st_size, stat.st_mtime_ns)
     found = [
-        image_features(one, image_set(), tmp_path / "cache")[0].features
-        for one in (first, backbone_of(folder))
+        image_features(one, image_set(), tmp_path / "cache")[0].inputs for one in (first, backbone_of(folder))
     ]
     assert not torch.equal(*found) and len(entries(tmp_path / "cache")) == 2
 

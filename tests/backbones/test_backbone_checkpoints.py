@@ -260,7 +260,7 @@ def timm_of(timm_folder, tmp_path, size):
 def test_a_timm_tower_takes_the_image_size_of_the_configuration(timm_folder, tmp_path, size):
     backbone = backbone_of(timm_of(timm_folder, tmp_path, size))
     assert f"Resize(size={size}" in backbone.transform
-    assert image_features(backbone, image_set(2), cache_dir=False)[0].features.shape == (2, 24)
+    assert image_features(backbone, image_set(2), cache_dir=False)[0].inputs.shape == (2, 24)
 
 
 def test_timm_weights_of_another_image_size_are_refused(timm_folder, tmp_path):

@@ -19,7 +19,7 @@ def folder(request):
 
 
 def features(backbone, images, **more):
-    return image_features(backbone, images, **({"cache_dir": False} | more))[0].features
+    return image_features(backbone, images, **({"cache_dir": False} | more))[0].inputs
 
 
 def test_features_are_what_the_model_says_one_image_at_a_time(folder):
@@ -27,11 +27,11 @@ def test_features_are_what_the_model_says_one_image_at_a_time(folder):
     seen, skipped = image_features(backbone, images, cache_dir=False)
     assert (seen.name, seen.ids, skipped) == (images.name, images.ids, [])
     assert torch.equal(seen.labels, images.labels)
-    assert seen.features.dtype == torch.float32 and seen.features.shape == (7, 24)
+    assert seen.inputs.dtype == torch.float32 and seen.inputs.shape == (7, 24)
     for i in range(7):
         with torch.no_grad():
             alone = backbone.model.encode_image(backbone.preprocess(images.decode(i))[None])
-        torch.testing.assert_close(seen.features[i : i + 1], F.normalize(alone, dim=-1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(seen.inputs[i : i + 1], F.normalize(alone, dim=-1), atol=1e-5, rtol=0)
 
 
 def test_rows_have_length_one_and_can_enter_training(folder):
@@ -147,7 +147,7 @@ def test_a_bad_image_can_be_skipped_and_is_reported(vit, workers, caplog):
     assert skipped == [images.ids[i] for i in (0, 4, 5, 6, 7)]
     assert seen.ids == [images.ids[i] for i in (1, 2, 3, 8, 9)]
     assert seen.labels.tolist() == [1, 0, 1, 0, 1]
-    torch.testing.assert_close(seen.features, features(vit, image_set())[[1, 2, 3, 8, 9]], atol=1e-5, rtol=0)
+    torch.testing.assert_close(seen.inputs, features(vit, image_set())[[1, 2, 3, 8, 9]], atol=1e-5, rtol=0)
     assert [r.getMessage() for r in caplog.records] == [
         "photo/test: 5 images skipped, the first: image0.jpg is truncated"
     ]

@@ -169,7 +169,7 @@ def test_mini_and_a_local_dir_of_it_give_the_same(mini):
     assert embedded.identity == exported.identity
     one, _ = image_features(embedded, image_set(), cache_dir=False)
     two, _ = image_features(exported, image_set(), cache_dir=False)
-    assert torch.equal(one.features, two.features)
+    assert torch.equal(one.inputs, two.inputs)
     assert torch.equal(embedded.tokenizer(["a dog"]), exported.tokenizer(["a dog"]))
 
 
@@ -178,7 +178,7 @@ def test_the_embedded_release_works_as_installed():
     classes = text_features(backbone, [["a photo of a circle"], ["a photo of a star"]], cache_dir=False)
     assert classes.shape == (2, backbone.embed_dim) and (classes[0] @ classes[1]).abs() < 0.999
     found, _ = image_features(backbone, image_set(3), cache_dir=False)
-    torch.testing.assert_close(found.features.norm(dim=1), torch.ones(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.inputs.norm(dim=1), torch.ones(3), atol=1e-5, rtol=0)
 
 
 def test_a_vocabulary_larger_than_the_text_tower_is_an_error(mini):

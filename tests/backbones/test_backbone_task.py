@@ -46,7 +46,7 @@ def test_every_set_is_seen_and_the_rest_is_kept(vit, tmp_path):
     for role, images in task.sets().items():
         found = seen.sets()[role]
         assert isinstance(found, FeatureSet) and found.ids == images.ids
-        assert torch.equal(found.features, image_features(vit, images, cache_dir=False)[0].features)
+        assert torch.equal(found.inputs, image_features(vit, images, cache_dir=False)[0].inputs)
     assert seen.text_features is not None
     assert torch.equal(seen.text_features, text_features(vit, task.prompts, cache_dir=False))
     assert seen.logit_scale == vit.logit_scale
@@ -77,10 +77,10 @@ def test_transfer_sets_are_seen_with_their_own_prompts_and_skip_like_test_sets(v
     far = seen.transfer["far"]
     assert skipped == {"far": [other.test.ids[1]]} and far.class_names == other.class_names
     kept = image_features(vit, other.test.subset([0, 2, 3]), cache_dir=False)[0]
-    torch.testing.assert_close(far.test.features, kept.features)
+    torch.testing.assert_close(far.test.inputs, kept.inputs)
     assert torch.equal(far.text_features, text_features(vit, other.prompts, cache_dir=False))
     pixels, also = pixelise(vit, task, False, on_bad_image="skip")
-    assert also == skipped and pixels.transfer["far"].test.features.shape[0] == 3
+    assert also == skipped and pixels.transfer["far"].test.inputs.shape[0] == 3
     assert torch.equal(pixels.transfer["far"].text_features, far.text_features)
     with pytest.raises(DataError):
         featurise(vit, task, False)

@@ -41,9 +41,9 @@ def load(config, tmp_path):
 def test_rows_are_float32_of_length_one_although_the_file_has_half_precision(load):
     dataset = load()
     assert isinstance(dataset.train, FeatureSet)
-    assert dataset.train.features.dtype == torch.float32
+    assert dataset.train.inputs.dtype == torch.float32
     for one in dataset.sets().values():
-        assert (one.features.norm(dim=1) - 1).abs().max() < 1e-6
+        assert (one.inputs.norm(dim=1) - 1).abs().max() < 1e-6
     assert (dataset.logit_scale, dataset.class_names, dataset.prompts[0]) == (
         13.0,
         ["cup", "pen"],
@@ -148,7 +148,7 @@ def test_the_real_features_classify_as_documented(shared_data, config, domain, a
     fields = config("features", path="officecaltech10.npz", id_domain=domain, ood=[])
     dataset = load_dataset(fields, shared_data / "features")
     sets = list(dataset.sets().values())
-    features, labels = torch.cat([s.features for s in sets]), torch.cat([s.labels for s in sets])
+    features, labels = torch.cat([s.inputs for s in sets]), torch.cat([s.labels for s in sets])
     right = (features @ dataset.text_features.T).argmax(dim=1) == labels
     assert abs(100 * right.double().mean().item() - accuracy) < 0.06
 

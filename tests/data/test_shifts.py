@@ -177,7 +177,7 @@ def test_features_can_have_ood_features_of_another_file(config, tmp_path):
         return load_dataset(config("features", path="id.npz", ood=["far"], shifts=shifts), tmp_path)
 
     far = load().ood["far"]
-    assert (far.labels.tolist(), far.features.argmax(dim=1).tolist()) == ([1, 0], [0, 2])
+    assert (far.labels.tolist(), far.inputs.argmax(dim=1).tolist()) == ([1, 0], [0, 2])
     with pytest.raises(DataError, match="classes that ID lacks: house, tiger, wolf"):
         load(class_map=None)
     features(tmp_path / "far.npz", width=5, splits=("test",))

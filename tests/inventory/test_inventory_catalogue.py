@@ -9,10 +9,11 @@ from PIL import Image
 
 from clipkal.config import compose
 from clipkal.data import load_dataset
+from clipkal.data.catalogue import EMBEDDED, OWN, entries, entry, names
 from clipkal.data.coop import LAYOUTS
 from clipkal.data.spec import read_spec
 from clipkal.errors import ConfigError
-from clipkal.inventory.catalogue import EMBEDDED, OWN, entries, entry, missing, names
+from clipkal.inventory.check import missing
 from clipkal.inventory.facts import FACTS
 
 COOP = {

@@ -12,10 +12,12 @@ from hydra import initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from PIL import Image
 
+from clipkal import __version__
 from clipkal.config import compose, conf_dir
+from clipkal.data.drawing import draw
 from clipkal.inventory.command import main
 from clipkal.inventory.facts import FACTS, Facts
-from clipkal.inventory.shots import draw
+from clipkal.report.command import main as report_main
 from clipkal.tracking import RunDirectory
 
 
@@ -161,8 +163,8 @@ def test_check_counts_a_domain_over_all_its_splits(capsys, tmp_path, monkeypatch
 
 
 def test_check_refuses_a_split_file_with_another_checksum(capsys, coop):
-    said = refused(capsys, "check", "food101", "--root", coop, "dataset.split_sha256=abc")
-    assert "not dataset.split_sha256=abc" in said
+    said = refused(capsys, "check", "food101", "--root", coop, f"dataset.split_sha256={'0' * 64}")
+    assert "not dataset.split_sha256=000" in said
 
 
 def test_check_of_a_split_file_of_your_own_compares_with_nothing(capsys, coop):
@@ -294,20 +296,20 @@ def test_preview_of_a_folder_shows_a_broken_image_and_names_it(capsys, tree, tmp
         (["check", "digits", "neon"], "neither an option nor a setting"),
         (["check", "digits", "--worker-count=3"], "neither an option nor a setting"),
         (["check", "digits", "--workers", "0"], "not a number from 1 to 99999"),
-        (["shots", "digits", "--shots", "0"], "give a number from 1 on, or all"),
-        (["shots", "digits", "--shots", "many"], "give a number from 1 on, or all"),
+        (["shots", "digits", "--shots", "0"], "must be a whole number from 1 on or all"),
+        (["shots", "digits", "--shots", "many"], "must be a whole number from 1 on or all"),
         (["shots", "digits", "--shots", "--5"], "expected one argument"),
-        (["shots", "digits", "--shots=--5"], "give a number from 1 on, or all"),
-        (["shots", "digits", "--shots=-3"], "give a number from 1 on, or all"),
-        (["shots", "digits", "--shots", "2.0"], "give a number from 1 on, or all"),
-        (["shots", "digits", "--seed", "-1"], "seeds count from 0"),
+        (["shots", "digits", "--shots=--5"], "must be a whole number from 1 on or all"),
+        (["shots", "digits", "--shots=-3"], "must be a whole number from 1 on or all"),
+        (["shots", "digits", "--shots", "2.0"], "must be a whole number from 1 on or all"),
+        (["shots", "digits", "--seed", "-1"], "seed=-1: must be a whole number from 0"),
         (["shots", "digits", "--seed", "one"], "invalid int value: 'one'"),
         (["check", "digits", "--config-dir", "/nowhere"], "--config-dir /nowhere: no such folder"),
         (["checks", "digits"], "invalid choice: 'checks'"),
         (["check"], "the following arguments are required: NAME"),
         (["shots", "digits", "--shots", "500"], "fewer than fewshot.shots=500"),
         (["preview", "digits", "--out", "sheet.pdf"], "must end in .png, .jpg or .webp"),
-        (["check", "archive"], "dataset.path is not set, and "),
+        (["check", "archive"], "dataset=archive needs a place: type dataset.path="),
     ],
 )
 def test_bad_input_is_met_with_one_clear_line(capsys, words, said):
@@ -336,3 +338,10 @@ def test_features_are_checked_but_cannot_be_previewed(capsys, shared_data):
     main(["check", *words])
     assert "features is whole: 10 classes, no image to decode" in capsys.readouterr().out
     assert "holds features, not images" in refused(capsys, "preview", *words)
+
+
+@pytest.mark.parametrize("command", [main, report_main])
+def test_the_version_is_printed(capsys, command):
+    with pytest.raises(SystemExit) as caught:
+        command(["--version"])
+    assert caught.value.code == 0 and capsys.readouterr().out == f"clipkal {__version__}\n"

@@ -44,8 +44,8 @@ def test_every_draw_is_from_a_generator_of_the_cpu(name: str) -> None:
     optimiser, first, generator = make(model), batch(), torch.Generator().manual_seed(1)
     with Draws() as seen:
         optimiser.step(*first)
-        if hasattr(optimiser, "logit_samples"):
-            optimiser.logit_samples(first[0], 2, generator)
+        if optimiser.posterior is not None:
+            optimiser.posterior.logit_samples(first[0], 2, generator)
     assert all(each is not None and each.device.type == "cpu" for each in seen.generators)
     assert bool(seen.generators) == (name not in ("adamw", "ring"))
 

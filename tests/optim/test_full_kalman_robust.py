@@ -14,7 +14,7 @@ from clipkal.optim.full_kalman import Kalman
 from clipkal.optim.full_kalman.evidence import log_determinant, rademacher
 from clipkal.optim.full_kalman.hyperparameters import assign_folds, maximise
 from clipkal.optim.full_kalman.mode import approach, find_mode, hessian_factor, solve
-from clipkal.optim.full_kalman.posterior import Posterior
+from clipkal.optim.full_kalman.posterior import LaplacePosterior
 from clipkal.optim.full_kalman.problem import Sites
 
 
@@ -248,14 +248,14 @@ def test_a_state_with_a_frozen_logit_scale_loads_and_one_with_a_learnt_scale_is_
     model, x, y = problem()
     f = Kalman(model)
     f.step(x, y)
-    state = f.posterior.state()  # type: ignore[union-attr]
+    state = f.laplace.state()  # type: ignore[union-attr]
     state["exact"] = state.pop("direct")
     wide = {"scale_sd": 0.0, "scale_mean": 1.0}
     assert torch.equal(
-        Posterior.from_state(state | {"model": state["model"] | wide}).mode.x, state["mode"]["x"]
+        LaplacePosterior.from_state(state | {"model": state["model"] | wide}).mode.x, state["mode"]["x"]
     )
     with pytest.raises(ValueError, match="scale='evidence'"):
-        Posterior.from_state(state | {"model": state["model"] | wide | {"scale_sd": 1.0}})
+        LaplacePosterior.from_state(state | {"model": state["model"] | wide | {"scale_sd": 1.0}})
 
 
 def test_a_generator_names_its_draws_in_any_batches() -> None:

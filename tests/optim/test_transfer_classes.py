@@ -82,9 +82,9 @@ def test_the_same_draws_stand_for_the_same_functions_of_both_kinds_of_classes(le
 def test_classes_in_the_learnt_span_need_no_more_directions(learnt):
     model, optimizer = learnt
     mixed = F.normalize(model.text[:2] + 0.3 * model.text[1:], dim=-1)
-    other = OtherClasses.of(optimizer.posterior, optimizer.reference_scale.exp() * mixed)
-    assert other.wide.left_basis.shape == optimizer.posterior.left_basis.shape
-    beyond = OtherClasses.of(optimizer.posterior, unit(NEW, 2)).wide.left_basis
+    other = OtherClasses.of(optimizer.laplace, optimizer.reference_scale.exp() * mixed)
+    assert other.wide.left_basis.shape == optimizer.laplace.left_basis.shape
+    beyond = OtherClasses.of(optimizer.laplace, unit(NEW, 2)).wide.left_basis
     torch.testing.assert_close(beyond.T @ beyond, torch.eye(6, dtype=torch.float64))
 
 

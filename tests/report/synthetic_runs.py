@@ -11,6 +11,7 @@ from torch import Tensor
 
 from clipkal.evaluation import Evaluation, evaluate
 from clipkal.files import digest, write_json
+from clipkal.optim import Posterior
 
 SHIFTS = {"test": 1.0, "sketch": 0.55, "photo": 0.75, "new": 0.9, "pets": 0.8, "cars": 0.5}
 ROLES = {"test": "id", "new": "transfer", "pets": "transfer", "cars": "transfer"}
@@ -22,10 +23,10 @@ SHARPNESS = {"zeroshot": 1.0, "adamw": 2.2, "kalman": 1.3, "kalman_diagonal": 1.
 class Logits:
     ids: list[str]
     labels: Tensor
-    features: Tensor
+    inputs: Tensor
 
 
-class Noise:
+class Noise(Posterior):
     """A posterior over logits that shifts all images alike."""
 
     def logit_samples(self, inputs: Tensor, n: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from clipkal.app import run
 from clipkal.config import compose
-from clipkal.places import places
+from clipkal.recording.places import places
 from clipkal.tracking import RunDirectory
 
 

@@ -10,7 +10,7 @@ Paper (Bell & Cathey 1993): relinearise at θ⁺ and repeat. That is Gauss–New
 fixed point is the maximum of the posterior:
 
     θ* = argmax log p(y | θ) − ½ (θ − θ₀)ᵀ P⁻¹ (θ − θ₀)      `find_mode`, `approach` (mode.py)
-    θ | y ≈ N(θ*, P*),   P*⁻¹ = P⁻¹ + Jᵀ M* J                 `Posterior` (posterior.py)
+    θ | y ≈ N(θ*, P*),   P*⁻¹ = P⁻¹ + Jᵀ M* J                 `LaplacePosterior` (posterior.py)
     log p(y) ≈ log p(y, θ*) − ½ log det(P P*⁻¹)               `laplace_evidence` (evidence.py)
 
 Ours:
@@ -35,10 +35,11 @@ from torch.func import functional_call
 from clipkal.optim.base import BatchOptimizer, StepInfo, check_classes, check_finite, check_finite_everywhere
 from clipkal.optim.full_kalman.evidence import laplace_evidence
 from clipkal.optim.full_kalman.hyperparameters import Settings, fit
-from clipkal.optim.full_kalman.posterior import FunctionSamples, OtherClasses, Posterior
+from clipkal.optim.full_kalman.posterior import FunctionSamples, LaplacePosterior, OtherClasses
 from clipkal.optim.full_kalman.problem import Precision, full_weight, reduce
 from clipkal.optim.model.bilinear import is_bilinear
 from clipkal.optim.parallel.shards import Group, Shards, broadcast
+from clipkal.optim.posterior import Posterior
 from clipkal.settings import Count, NonNegative, Several, Variance, checked
 
 MOST_SAMPLES = 2**28
@@ -71,7 +72,7 @@ class Seen:
         return Seen(*(torch.cat((getattr(self, f.name), getattr(other, f.name))) for f in fields(Seen)))
 
 
-class Kalman(BatchOptimizer):
+class Kalman(Posterior, BatchOptimizer):
     """Gaussian-process classification for a bilinear model, as an optimiser of one step.
 
     Args:
@@ -136,8 +137,8 @@ class Kalman(BatchOptimizer):
         self.reference_scale = log_scale.detach().clone() if isinstance(log_scale, Tensor) else None
         self.left: Tensor | None = None
         self.seen: Seen | None = None
-        self.posterior: Posterior | None = None
-        self._reading: Posterior | OtherClasses | None = None  # over the model's present classes
+        self.laplace: LaplacePosterior | None = None
+        self._reading: LaplacePosterior | OtherClasses | None = None  # over the model's present classes
         self._samples: dict[tuple[int, int], FunctionSamples] = {}
 
     @torch.no_grad()
@@ -155,7 +156,7 @@ class Kalman(BatchOptimizer):
         evidence = laplace_evidence(model, mode, self.settings.probe_vectors(model))
         direct = self.settings.direct(model.size)
         self.left, self.seen = left, seen
-        self._adopt(Posterior(model, mode, v_f, v_t, left, result.temperature, direct))
+        self._adopt(LaplacePosterior(model, mode, v_f, v_t, left, result.temperature, direct))
         self.model.weight.copy_(full_weight(model, mode.x, v_f, v_t))  # type: ignore[operator]
         if self.reference_scale is not None:
             self.model.log_scale.copy_(self.reference_scale)  # type: ignore[operator]
@@ -195,6 +196,11 @@ class Kalman(BatchOptimizer):
         left, right = self.model.jacobian_factors(inputs)  # type: ignore[operator]
         return offset.detach(), to_reference * left.detach(), right.detach()
 
+    @property
+    def posterior(self) -> Posterior:
+        """Itself."""
+        return self
+
     @torch.no_grad()
     def logit_samples(
         self, inputs: Tensor, n: int, generator: torch.Generator | None = None, tolerance: float | None = None
@@ -230,7 +236,7 @@ class Kalman(BatchOptimizer):
         posterior, _, right = self._read(inputs)
         return posterior.logit_covariance(right)
 
-    def _read(self, inputs: Tensor) -> tuple[Posterior | OtherClasses, Tensor, Tensor]:
+    def _read(self, inputs: Tensor) -> tuple[LaplacePosterior | OtherClasses, Tensor, Tensor]:
         """The posterior over the model's present classes, zero-weight logits [B, C] and features [B, q]."""
         learnt = self._require()
         offset, left, right = self._affine(inputs)
@@ -244,30 +250,30 @@ class Kalman(BatchOptimizer):
         """Weights W [n, p, q] from the posterior: logits are z⁰ + left W right at the reference scale."""
         return self._require().sample_weights(n, generator)
 
-    def _require(self) -> Posterior:
-        if self.posterior is None:
+    def _require(self) -> LaplacePosterior:
+        if self.laplace is None:
             raise RuntimeError("nothing has been observed yet: call step(inputs, targets) first")
-        return self.posterior
+        return self.laplace
 
     def describe(self) -> dict[str, str]:
         words = {**super().describe(), "route": "bilinear", "covariance": "full, in function space"}
-        if self.posterior is None:
+        if self.laplace is None:
             return {**words, "solver": self.settings.solver, "precision": self.settings.precision}
-        dtype = str(self.posterior.model.offset.dtype).removeprefix("torch.")
-        return {**words, "solver": "direct" if self.posterior.direct else "cg", "precision": dtype}
+        dtype = str(self.laplace.model.offset.dtype).removeprefix("torch.")
+        return {**words, "solver": "direct" if self.laplace.direct else "cg", "precision": dtype}
 
-    def _adopt(self, posterior: Posterior | None) -> None:
-        self.posterior = self._reading = posterior
+    def _adopt(self, posterior: LaplacePosterior | None) -> None:
+        self.laplace = self._reading = posterior
         self._samples = {}
 
     def extra_state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"reference_scale": self.reference_scale}
-        if self.posterior is not None and self.seen is not None:
-            state |= {"seen": dict(vars(self.seen)), "posterior": self.posterior.state()}
+        if self.laplace is not None and self.seen is not None:
+            state |= {"seen": dict(vars(self.seen)), "posterior": self.laplace.state()}
         return state
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
-        posterior = Posterior.from_state(state["posterior"]) if "posterior" in state else None
+        posterior = LaplacePosterior.from_state(state["posterior"]) if "posterior" in state else None
         self.reference_scale = state.get("reference_scale")
         self.seen = Seen(**state["seen"]) if posterior else None
         self.left = posterior.left if posterior else None

@@ -9,7 +9,7 @@ has covariance H⁻¹(I + ΦᵀMΦ)H⁻¹ = H⁻¹, so x* + δ is a sample. The 
 Laplace covariance and leaves the mode: x* + √T δ.
 
 Ours: a sample must also say what W does where the data are silent. x₀ is therefore read off a prior sample R₀ [q, t + 1] of
-*all* right coordinates, and only the part in the span is exchanged (`Posterior._coordinates`):
+*all* right coordinates, and only the part in the span is exchanged (`LaplacePosterior._coordinates`):
 
     R = V_F X* + √T (R₀ + V_F (δ − V_Fᵀ R₀))
 
@@ -78,7 +78,7 @@ def perturb(
 
 
 @dataclass
-class Posterior:
+class LaplacePosterior:
     """The solved problem, and how to read it.
 
     Attributes:
@@ -174,7 +174,7 @@ class Posterior:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Posterior":
+    def from_state(cls, state: dict[str, Any]) -> "LaplacePosterior":
         """Of `state()`, or of one that clipkal 0.1 wrote, unless the logit scale was part of that (ValueError)."""
         model = dict(state["model"])
         if model.pop("scale_sd", 0.0) != 0.0 or model.pop("scale_mean", 1.0) != 1.0:
@@ -197,10 +197,10 @@ class OtherClasses:
         wide: the posterior with their left factors and the continued basis.
     """
 
-    wide: Posterior
+    wide: LaplacePosterior
 
     @classmethod
-    def of(cls, learnt: Posterior, left: Tensor) -> "OtherClasses":
+    def of(cls, learnt: LaplacePosterior, left: Tensor) -> "OtherClasses":
         """The same posterior for left [C′, p], at the reference scale."""
         basis = learnt.left_basis.double()
         beyond = left.double() - (left.double() @ basis) @ basis.T

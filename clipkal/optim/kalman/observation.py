@@ -53,6 +53,7 @@ class Noise(ABC):
         """Takes in the mean of R^-½ (ε εᵀ + H P⁺ Hᵀ) R^-½ᵀ [m, m] over a block's images, R as it was during its update."""
 
     def state_dict(self) -> dict[str, Any]:
+        """What it has estimated so far."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
@@ -154,10 +155,12 @@ class ResidualNoise(Noise):
 
     @property
     def level(self) -> float:  # type: ignore[override]
+        """The mean variance of an output."""
         R = self._floored()
         return float(R.diagonal().mean() if self.full else R)
 
     def state_dict(self) -> dict[str, Any]:
+        """R [] or [m, m], once a batch has been seen."""
         return {} if self.R is None else {"R": self.R.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -11,9 +11,10 @@ from clipkal.optim.kalman.covariance.diagonal import Covariance
 from clipkal.optim.kalman.update import psd_root
 from clipkal.optim.linalg import normal
 from clipkal.optim.model.jacobian import MOST_ROWS, JacobianRoute, ParameterVector
+from clipkal.optim.posterior import Posterior
 
 
-class LinearisedPosterior:
+class LinearisedPosterior(Posterior):
     """The posterior half of `KalmanFilter`. In a data-parallel run every process answers for its own inputs.
 
     vector: θ̄, the parameters of plain_model.
@@ -22,7 +23,6 @@ class LinearisedPosterior:
     memory: bytes that draws of θ may take.
     """
 
-    independent_draws = True
     plain_model: nn.Module
     vector: ParameterVector
     covariance: Covariance
@@ -30,6 +30,11 @@ class LinearisedPosterior:
     memory: int
     prior_variance: float | None
     temperature: float
+
+    @property
+    def posterior(self) -> Posterior:
+        """Itself."""
+        return self
 
     @torch.no_grad()
     def logit_samples(self, inputs: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -63,6 +68,10 @@ class LinearisedPosterior:
             with torch.autocast(self.vector.device.type, enabled=False):
                 parts.append(self.covariance.logit_covariance(jacobian))
         return torch.cat(parts).mul_(self.temperature)
+
+    def joint_over_images(self) -> bool:
+        """No: every image is drawn from the Gaussian of its own logits."""
+        return False
 
     def _images_at_once(self, inputs: Tensor) -> int:
         """How many images' Jacobians fit into `memory`; all of them where they need not be formed."""

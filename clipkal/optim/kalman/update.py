@@ -11,6 +11,7 @@ R, is in observation.py and, for the categorical likelihood, in categorical.py.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -142,8 +143,8 @@ class Measurement:
         if self._few:
             return self.condition(K, weigher)
         b, C, m = self.columns.shape
-        pull = lambda X: self.pull(X.reshape(b, C, -1)).reshape(b * m, -1).mT
-        push = lambda X: self.push(X.reshape(b, m, -1)).reshape(b * C, -1).mT
+        pull: Callable[[Tensor], Tensor] = lambda X: self.pull(X.reshape(b, C, -1)).reshape(b * m, -1).mT
+        push: Callable[[Tensor], Tensor] = lambda X: self.push(X.reshape(b, m, -1)).reshape(b * C, -1).mT
         found = self.condition(pull(pull(K)), weigher)
         vector = self.push(found.vector[..., None])[..., 0]
         return replace(found, vector=vector, matrix=push(push(found.matrix)))
@@ -210,7 +211,7 @@ class Observation(ABC):
         The e of a softmax output vanishes where the model is sure and right: there one more image counts, of which the
         model knows nothing (logits 0). Ours: without it a first batch of one such image makes outliers of all others.
         """
-        squares = lambda z: self.outputs(z, targets)[0].square().mean()
+        squares: Callable[[Tensor], Tensor] = lambda z: self.outputs(z, targets)[0].square().mean()
         if not self.of_softmax:
             return squares(logits)
         return (len(logits) * squares(logits) + squares(torch.zeros_like(logits))) / (len(logits) + 1)

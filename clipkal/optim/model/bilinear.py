@@ -49,7 +49,9 @@ class BilinearModel(Protocol):
 
     weight: nn.Parameter
 
-    def jacobian_factors(self, inputs: Tensor) -> tuple[Tensor, Tensor]: ...
+    def jacobian_factors(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Left [C, p] and right [B, q] factors for inputs [B, …]."""
+        ...
 
 
 def is_bilinear(model: nn.Module) -> TypeGuard[BilinearModel]:

@@ -85,7 +85,7 @@ class ParameterVector:
 
 @dataclass
 class DiagonalUpdate:
-    """What a block of images does to N(θ, diag(p)), from a and M of `Innovation`:
+    """What a block of images does to N(θ, diag(p)), from a and M of `Innovation`.
 
         θ ← θ + p ∘ gain,   gain = H̃ᵀ a [n];        p ← p ∘ (1 − p ∘ fall),   fall = diag(H̃ᵀ M H̃) [n].
 

@@ -48,10 +48,12 @@ class Layer:
 
     @property
     def bias_name(self) -> str:
+        """What the bias is called in the model, where there is one."""
         return self.name.removesuffix("weight") + "bias"
 
     @property
     def parameters(self) -> list[nn.Parameter]:
+        """The weight [p, q] and, where there is one, the bias [p]."""
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     def matrix(self, values: dict[nn.Parameter, Tensor]) -> Tensor:
@@ -92,8 +94,7 @@ def find_layers(model: nn.Module) -> list[Layer]:
 
 @dataclass
 class Capture:
-    """What the hooks saw in one forward pass: per layer, inputs [..., q] and the graph edges of the outputs
-    [..., p]."""
+    """What the hooks saw in one forward pass: per layer, inputs [..., q] and the graph edges of the outputs [..., p]."""
 
     inputs: dict[Layer, list[Tensor]] = field(default_factory=dict)
     edges: dict[Layer, list[GradientEdge]] = field(default_factory=dict)

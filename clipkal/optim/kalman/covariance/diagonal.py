@@ -110,9 +110,11 @@ class Covariance(ABC):
         self.assign(tensors)
 
     def state_dict(self) -> dict[str, Any]:
+        """Copies of `tensors`."""
         return {name: t.clone() for name, t in self.tensors().items()}
 
     def load_state_dict(self, state: dict[str, Any], vector: ParameterVector) -> None:
+        """Takes back what `state_dict` gave, for the parameters of `vector`."""
         self.vector = vector
         self.assign({name: t.to(vector.device).clone() for name, t in state.items()})
 

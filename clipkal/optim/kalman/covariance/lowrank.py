@@ -71,8 +71,9 @@ class DiagonalPlusLowRank(Covariance):
         return self.diagonal + dropped.square().sum(0), kept.contiguous()
 
     def predict(self, fading: float, process_noise: float) -> None:
-        """Exactly P/λ + q I, in the same form (LO-FI's prediction): with δ = υ⁻¹/λ + q,
+        """Exactly P/λ + q I, in the same form (LO-FI's prediction).
 
+        δ = υ⁻¹/λ + q
         υ ← 1/δ
         W ← (δ υ)⁻¹ W λ^-½ L⁻ᵀ,   L Lᵀ = I + q Wᵀ (υ δ)⁻¹ W.
         """
@@ -94,7 +95,7 @@ class DiagonalPlusLowRank(Covariance):
         self.diagonal = torch.maximum(self.diagonal - strength, self.before_shrink)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """υ^-½ (I + V Vᵀ)^-½ ε with V = υ^-½ W = U s Rᵀ, where
+        """υ^-½ (I + V Vᵀ)^-½ ε with V = υ^-½ W = U s Rᵀ.
 
         (I + V Vᵀ)^-½ = I − V R c Rᵀ Vᵀ
         c = (1 − (1 + s²)^-½)/s² = 1/(√(1 + s²)(1 + √(1 + s²))), which is harmless at s = 0.

@@ -71,8 +71,8 @@ def _stop_all(number: int, frame: FrameType | None) -> None:
     stop = Path(os.environ[FOLDER], STOP)
     if not stop.exists():
         stop.touch()
-        said = f"clipkal: {signal.Signals(number).name}: the running jobs stop after this step; once more stops at once"
-        print(said, file=sys.stderr, flush=True)
+        line = f"clipkal: {signal.Signals(number).name}: the running jobs stop after this step; once more stops at once"
+        print(line, file=sys.stderr, flush=True)
         for worker in _at_work(stop.parent):
             with suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The datasets that `conf/dataset/` and a folder of your own describe: what each is, where to get it, and whether it is there.
+"""The datasets that `conf/dataset/` and a folder of your own describe: what each is, and where to get it.
 
 The comment at the top of a YAML file is its description: the first line says what it is, a paragraph that
 starts with "Get:" where to get it, one that starts with "Terms:" on which terms.
@@ -19,12 +19,8 @@ from yaml import YAMLError
 
 from clipkal import files
 from clipkal.config import conf_dir
-from clipkal.data.aircraft import is_aircraft
-from clipkal.data.coop import split_file
 from clipkal.data.names import choose
-from clipkal.data.spec import read_spec
-from clipkal.errors import ConfigError, DataError
-from clipkal.inventory.facts import FACTS
+from clipkal.errors import ConfigError
 
 EMBEDDED = ("rendered", "digits")
 # forms of data that you bring, whose place you give
@@ -73,43 +69,14 @@ def entry(name: str, config_dir: Path | None = None) -> Entry:
     found = _paths(config_dir)
     choose("dataset", name, sorted(found), ConfigError)
     paragraphs = list(_paragraphs(files.read_text(found[name], "dataset", "mend the file")))
-    said = {key: rest for key, rest in paragraphs if key}
+    fields = {key: rest for key, rest in paragraphs if key}
     about = next((rest for key, rest in paragraphs if not key), "")
-    return Entry(name, about, said.get("Get", ""), said.get("Terms", ""), _config(name, found))
+    return Entry(name, about, fields.get("Get", ""), fields.get("Terms", ""), _config(name, found))
 
 
 def entries(config_dir: Path | None = None) -> list[Entry]:
     """All of them, by name."""
     return [entry(name, config_dir) for name in names(config_dir)]
-
-
-def missing(one: Entry, root: str | Path) -> list[str]:
-    """What of a dataset is not below `root`, in words; empty where it looks whole. Looks at no image.
-
-    A dataset of which nothing is there gives its path alone.
-    """
-    config, path = one.config, one.path(root)
-    if config.source in EMBEDDED:
-        return []
-    if not path.exists():
-        return [str(path)]
-    lacking = _lacking_split(path) if config.source == "coop" else []
-    known = FACTS.get(one.name)
-    places = [path / domain for domain in known.domains] if known and config.get("id_domain") else []
-    places += read_spec(OmegaConf.merge(config, {"class_names": None}), root).elsewhere.values()
-    if isinstance(config.get("class_names"), str):
-        places.append(Path(root).expanduser() / config.class_names)
-    return lacking + [str(place) for place in places if not place.exists()]
-
-
-def _lacking_split(path: Path) -> list[str]:
-    if is_aircraft(path):
-        return []
-    try:
-        split_file(path)
-    except DataError as error:
-        return [str(error).split(";")[0]]
-    return []
 
 
 def _paths(config_dir: Path | None) -> dict[str, Path]:

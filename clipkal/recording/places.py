@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from clipkal.backbones.sources import MINI_FOLDER
 from clipkal.config.schema import DatasetConfig
 from clipkal.data import FewShotTask
+from clipkal.data.catalogue import EMBEDDED, entry
 from clipkal.data.spec import DataSpec, read_spec
-from clipkal.inventory.catalogue import EMBEDDED, entry
 
 
 def places(cfg: DictConfig, task: FewShotTask) -> list[Path]:

@@ -1,17 +1,18 @@
-"""The shots a run would learn from, drawn exactly as the run draws them."""
+"""From the configuration of a run to its few-shot task."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from clipkal.config.schema import DatasetConfig
-from clipkal.data import Dataset, FewShotTask, draw_task, load_dataset
+from clipkal.data.catalogue import entry
 from clipkal.data.images import told_by_contents
+from clipkal.data.loading import load_dataset
+from clipkal.data.sets import Dataset
+from clipkal.data.task import FewShotTask, draw_task
 from clipkal.errors import ConfigError
-from clipkal.inventory.catalogue import entry
 
 
 def draw(cfg: DictConfig, dataset: Dataset | None = None, config_dir: Path | None = None) -> FewShotTask:
@@ -58,8 +59,3 @@ def others(cfg: DictConfig, config_dir: Path | None = None) -> dict[str, Dataset
         )
         found[name] = load_dataset(described, cfg.data.root)
     return found
-
-
-def shot_list(task: FewShotTask) -> str:
-    """The record of the draw as text, byte for byte what a run writes to `shots.json`."""
-    return json.dumps(task.record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

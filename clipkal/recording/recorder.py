@@ -6,16 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import Tensor
 
 from clipkal.adapters import Adapter
-from clipkal.checkpoint import Checkpoint, Interrupt, save_adapter
 from clipkal.data import FeatureSet, FewShotTask
 from clipkal.errors import ClipkalError
 from clipkal.evaluation import Evaluation
 from clipkal.files import digest
-from clipkal.places import places
+from clipkal.recording import predictions
+from clipkal.recording.checkpoint import Checkpoint, save_adapter
+from clipkal.recording.interrupt import Interrupt
+from clipkal.recording.places import places
 from clipkal.tracking import RunDirectory, WandbMirror, environment, other_choices
 from clipkal.tracking.inputs import Record, inputs_of
 from clipkal.training import State, Training
@@ -110,12 +113,13 @@ class Recorder:
         log.debug("learnt with %s", results["training"].get("optimizer", "nothing"))
         self.directory.write_results(results)
         widest = max(len(one.classes) for one in evaluation.sets.values())
-        self.directory.write_predictions(evaluation.table(probabilities=widest <= MOST_CLASSES))
+        self.directory.write_predictions(predictions.table(evaluation, widest <= MOST_CLASSES))
         saved = save_adapter(self.directory.path / "adapter.safetensors", adapter.state_dict(), about)
         if training and training.posterior is not None:
             state = training.optimizer.state_dict()["extra"]
             self.directory.save_tensors("posterior", _tensors(state), {**about, **_scalars(state)})
-        self._draw(evaluation)
+        if self._wants_figure():
+            self._draw(evaluation)
         summary = _summary(evaluation, training)
         self.mirror.summary(summary)
         self.mirror.artifact([self.directory.results_path, self.directory.path / "shots.json", saved])
@@ -123,6 +127,12 @@ class Recorder:
         Checkpoint.delete(self.path)
         log.info("%s  %s", self.directory.path, _headline(summary))
         return summary["val_nll"]
+
+    def _wants_figure(self) -> bool:
+        """A single run shows its own reliability diagram; those of a multirun's jobs are drawn by clipkal-report."""
+        if self.cfg.figures != "auto":
+            return self.cfg.figures
+        return not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
 
     def _draw(self, evaluation: Evaluation) -> None:
         """The reliability figure. A view of results.json, whose failure must not keep the run from finishing."""
@@ -147,7 +157,7 @@ class Recorder:
 def _content(shots: Any) -> str:
     """A digest of what the optimiser is shown: features, or images by their own digest."""
     if isinstance(shots, FeatureSet):
-        return digest(shots.features.numpy().tobytes())
+        return digest(shots.inputs.numpy().tobytes())
     return digest(shots.digest)
 
 

@@ -1,0 +1,12 @@
+"""What a run writes while it goes on, and how it stops and goes on again.
+
+recorder.py      `Recorder`: every file of one run, from its shots to `finished.json`
+predictions.py   predictions.parquet: one row per set, predictive and image
+checkpoint.py    training checkpoints that survive a kill; trained adapters
+interrupt.py     the signals that ask one run to stop
+sweep.py         the same for the worker processes of a sweep
+places.py        the files and folders that a run was made from
+
+`clipkal.tracking` writes the single files; this package decides what they hold. Nothing is imported here: the command
+line loads sweep.py before it knows whether torch is needed.
+"""

@@ -1,0 +1,66 @@
+"""predictions.parquet: one row per set, predictive and image.
+
+The columns are made from memory as it lies: `pyarrow.array` would import pandas, which takes a second.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from clipkal.evaluation import Evaluation, SetEvaluation
+from clipkal.tracking.writing import valid
+
+
+def table(evaluation: Evaluation, probabilities: bool = True) -> pa.Table:
+    """The predictions of every set and predictive.
+
+    Columns: set, role, id, label, predictive, predicted, confidence, probs, entropy, aleatoric, epistemic. `label` and
+    `predicted` count among all classes (of a transfer set: its own); `probs` is a float32 list over the set's label
+    space (`label_space` in results.json), left out with probabilities=False: 1000 classes take 4 kB an image and
+    predictive.
+    """
+    return pa.concat_tables(
+        rows(name, one, predictive, probabilities)
+        for name, one in evaluation.sets.items()
+        for predictive in one.predictions
+    )
+
+
+def rows(name: str, one: SetEvaluation, predictive: str, probabilities: bool = True) -> pa.Table:
+    """The rows of `table` for one set, called `name`, and one predictive."""
+    found, space, n = one.predictions[predictive], torch.tensor(one.classes), len(one.ids)
+    columns = {
+        "set": _texts([valid(name)] * n),
+        "role": _texts([one.role] * n),
+        "id": _texts(list(map(valid, one.ids))),
+        "label": _numbers(one.labels),
+        "predictive": _texts([predictive] * n),
+        "predicted": _numbers(space[found.predicted]),
+        "confidence": _numbers(found.confidence),
+    }
+    columns |= {"probs": _numbers(found.probs.float())} if probabilities else {}
+    columns |= {part: _numbers(getattr(found, part)) for part in ("entropy", "aleatoric", "epistemic")}
+    return pa.table(columns)
+
+
+def _numbers(values: Tensor) -> pa.Array:
+    """A column of N numbers from a tensor [N] on the CPU, or of N lists from one [N, C]."""
+    array = np.ascontiguousarray(values.numpy())
+    if array.ndim == 2:
+        ends = np.arange(0, array.size + 1, array.shape[1], dtype=np.int32)
+        return pa.ListArray.from_arrays(_flat(ends), _flat(array.reshape(-1)))
+    return _flat(array)
+
+
+def _texts(values: Sequence[str]) -> pa.Array:
+    """A column of strings."""
+    data = [value.encode("utf-8", "backslashreplace") for value in values]
+    ends = np.cumsum([0, *map(len, data)], dtype=np.int64)
+    return pa.LargeStringArray.from_buffers(len(data), pa.py_buffer(ends), pa.py_buffer(b"".join(data)))
+
+
+def _flat(array: np.ndarray) -> pa.Array:
+    return pa.Array.from_buffers(pa.from_numpy_dtype(array.dtype), len(array), [None, pa.py_buffer(array)])
