@@ -6,7 +6,7 @@
   shots and seeds that the study does not use.
 * beta of `ResidualNoise` (one image of `LoKO` at a time), by the mean loss of every shot before it is taken in, in one pass.
 
-Tables on standard output; about two minutes. `--features` as for the study. docs/methods.md says what was made of them.
+Tables on standard output; about two minutes. `--features` as for the study. docs/study/findings.md says what was made of them.
 """
 
 import argparse

@@ -265,7 +265,7 @@ HEAD = """
 
 Every optimiser on the linear adapter: 1, 4 and 16 shots, seeds 1, 2, 3; plug-in and, where nothing was searched, 100 posterior
 draws. Written by `python -m benchmarks.study --features FOLDER`; cells.csv has every run, [tables.md](tables.md) every data set.
-The folder is called by `adapter.coordinates`: what W is measured in, `text` or `classes` (docs/methods.md).
+The folder is called by `adapter.coordinates`: what W is measured in, `text` or `classes` (docs/study/findings.md).
 
 * **rendered**, **digits**: the embedded sets through the mini-CLIP (d = 128; 24 and 10 classes; 10 and 8 OOD sets).
   **office** (Office-Caltech-10, amazon → 3 domains), **caltech8** (Caltech-101 → cue conflict, silhouettes, edges) and

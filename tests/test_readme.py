@@ -1,8 +1,10 @@
 """The README's table is what the command finds, and its markers are where `make readme` looks for them."""
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.readme import BEGIN, END, between, chosen, table
 from clipkal.app import run
@@ -42,3 +44,15 @@ def test_the_table_stands_between_its_markers():
     assert between(text, middle) == text
     with pytest.raises(ValueError, match="lacks the markers"):
         between("no table", "rows")
+
+
+def test_the_example_of_the_library_runs_and_learns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    names: dict = {}
+    exec(code, names)
+    assert names["draws"].shape == (100, 32, 3)
+    right = names["draws"].softmax(-1).mean(0).argmax(1) == names["labels"]
+    assert right.float().mean() > 0.6
+    assert (tmp_path / "optimiser.pt").exists()
