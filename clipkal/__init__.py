@@ -1,3 +1,3 @@
 """clipkal: few-shot fine-tuning of CLIP with Bayesian Kalman natural gradients, and honest uncertainty about it."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -224,13 +224,9 @@ def _rows(
 def _paths(frame: pd.DataFrame, pattern: str, rows: list[int]) -> list[str]:
     if "{" not in pattern:
         return frame[pattern].iloc[rows].tolist()
-    used = [field for field in _fields(pattern) if field != "row"]
-    cells = frame[used].iloc[rows].itertuples(index=False, name=None)
+    cells = {field: frame[field].tolist() for field in _fields(pattern) if field != "row"}
     try:
-        return [
-            pattern.format(**dict(zip(used, cell, strict=True)), row=row)
-            for row, cell in zip(rows, cells, strict=True)
-        ]
+        return [pattern.format(**{name: column[row] for name, column in cells.items()}, row=row) for row in rows]
     except (ValueError, LookupError, AttributeError) as error:
         raise ConfigError(f"dataset.columns.path={pattern}: is no pattern of columns ({error})") from error
 
