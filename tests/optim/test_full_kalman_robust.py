@@ -221,7 +221,7 @@ def test_bad_batches_are_refused_and_leave_everything_as_it_was(damage, error) -
 
 
 def _samples(f: Kalman, x: Tensor) -> Tensor:
-    f._samples = None
+    f._samples = {}
     return f.logit_samples(x, 5, torch.Generator().manual_seed(0))
 
 
