@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: test-python help install demo readme test test-pythons test-newest test-versions test-slow test-gpu reference lint format pretrain bench-optim bench-data bench-start study clean
+.PHONY: test-python help install demo readme test coverage test-pythons test-newest test-versions test-slow test-gpu reference lint format pretrain bench-optim bench-data bench-start study clean
 .DEFAULT_GOAL := help
 
 help:  ## list what can be made
@@ -36,6 +36,9 @@ readme: demo  ## make demo, then its table and figure into the README and docs/d
 test: $(STAMP)  ## run the tests (under 10 minutes on 2 cores)
 	@echo "==> running the tests"
 	@$(BIN)/python -m pytest --numprocesses auto --durations 10
+
+coverage: $(STAMP)  ## run the tests and list the lines that none of them executes (a quarter more time)
+	@$(BIN)/python -m pytest --numprocesses auto --cov
 
 test-pythons: $(STAMP) reference  ## run the tests on every Python 3.11 to 3.13 that is here, and compare the reference runs
 	@for python in $$(.ci/pythons); do $(MAKE) --no-print-directory test-python FOUND=$$python || exit 1; done

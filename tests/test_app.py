@@ -268,15 +268,19 @@ def test_a_multirun_does_the_rest_when_one_job_fails(tmp_path, capsys, monkeypat
 
 
 def test_jobs_of_a_multirun_leave_their_figures_to_the_report(tmp_path, capsys, monkeypatch):
-    sweep = ["-m", *QUICK, "method=zeroshot", f"output_dir={tmp_path}"]
-    assert command(capsys, monkeypatch, *sweep, "seed=1")[0] == 0
-    assert command(capsys, monkeypatch, *sweep, "seed=2", "figures=true")[0] == 0
-    execute(tmp_path / "single", "method=zeroshot", "figures=false")
-    assert [path.parents[1].name for path in tmp_path.rglob("reliability.png")] == [
-        "2shot-seed2--predictive.samples-8"
-    ]
-    again = command(capsys, monkeypatch, *sweep, "seed=1", "figures=true")[1]
-    assert "already finished" in again, "whether a figure is drawn makes no other run"
+    def drawn(*words):
+        monkeypatch.setattr(
+            sys, "argv", ["clipkal", *QUICK, "method=zeroshot", f"output_dir={tmp_path}", *words]
+        )
+        cli.main()
+        return sorted(path.parents[1].name.partition("--")[0] for path in tmp_path.rglob("reliability.png"))
+
+    assert drawn("-m", "seed=1") == []
+    assert drawn("-m", "seed=2", "figures=true") == ["2shot-seed2"]
+    assert drawn("seed=3", "figures=false") == ["2shot-seed2"]
+    assert drawn("seed=4") == ["2shot-seed2", "2shot-seed4"]
+    drawn("seed=1", "figures=true")
+    assert "already finished" in capsys.readouterr().out, "whether a figure is drawn makes no other run"
 
 
 def test_the_saved_adapter_gives_the_recorded_predictions_back(tmp_path):
