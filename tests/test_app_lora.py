@@ -103,7 +103,7 @@ def test_an_unreadable_test_image_is_skipped_and_counted(folder, tmp_path, monke
     [
         (["method=loko", "adapter.dropout=0.2"], "adapter.dropout=0.2: a Kalman filter"),
         (["method=loko", "adapter.targets=[fc1]"], "adapter.targets=['fc1']"),
-        (["method=kalman", "adapter=lora"], "optimizer=function_space needs adapter=linear"),
+        (["method=kalman", "adapter=lora"], "optimizer=kalman needs adapter=linear"),
         (["method=loko", "adapter.rnk=3"], "did you mean 'adapter.rank'?"),
         (["method=loko", "adapter.towers=text", "fewshot.subset=base"], "type adapter.towers=vision"),
     ],
