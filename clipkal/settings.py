@@ -20,6 +20,10 @@ Positive = Annotated[Finite, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, le=1e12)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 """From 0 to below 1: a momentum, the weight of the past in a running mean."""
+Pair = Annotated[
+    Sequence[Fraction], Field(min_length=2, max_length=2, description="two numbers from 0 to below 1")
+]
+"""Two running means."""
 Share = Annotated[float, Field(gt=0, le=1)]
 """Above 0, up to 1: a forgetting factor, a part of a whole."""
 Variance = Annotated[float, Field(ge=1e-30, le=1e12, description="a number from 1e-30 to 1e12")]

@@ -58,7 +58,7 @@ def execute(folder, out, *more):
 
 def test_loko_filters_lora_from_images_and_leaves_a_whole_run_behind(folder, tmp_path):
     directory, results = execute(folder, tmp_path, "method=loko")
-    assert results["run"]["adapter"] == "lora" and results["run"]["optimizer"] == "kalman"
+    assert results["run"]["adapter"] == "lora" and results["run"]["optimizer"] == "loko"
     assert results["training"]["optimizer"]["route"] == "hooks"
     for one in results["sets"].values():
         assert {"plugin", "probit"} <= set(one["predictive"])

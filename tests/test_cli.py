@@ -96,7 +96,16 @@ UNKNOWN = [
     ("method=adamw optimizer.momentum=0.5", "optimizer=adamw has no setting 'momentum'; it has epochs"),
     ("optimizer.temperature=1", "it is called optimizer.posterior_temperature now"),
     ("predictive.temperature=false", "it is called predictive.temperature_scaling now"),
-    ("optimizer/covariance=dense", "only optimizer=kalman_filter is composed of such parts"),
+    ("optimizer/covariance=dense", "chosen as optimizer=kalman_filter optimizer/covariance=lowrank"),
+    (
+        "optimizer=kalman_online optimizer.noise=residual",
+        "chosen as optimizer=kalman_filter optimizer/covariance",
+    ),
+    (
+        "optimizer=kalman_filter optimizer.gate=imq",
+        "chosen as optimizer=kalman_filter optimizer/covariance=lowrank",
+    ),
+    ("optimizer=kalman_filter optimizer.noise.beta=0.3", "optimizer.noise=none has no setting 'beta'"),
     (
         "optimizer=kalman_filter optimizer.covariance.rnak=1",
         "optimizer.covariance=diagonal has no setting 'rnak'",

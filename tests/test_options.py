@@ -147,7 +147,7 @@ def mine(tmp_path, monkeypatch):
         ("adapter", "twice", "my_house.twice", ""),
     ):
         (tmp_path / "conf" / group).mkdir(parents=True, exist_ok=True)
-        text = f"# Mine.\ndefaults: [{option}_schema, _self_]\n_target_: {target}\n{more}\n"
+        text = f"# Mine.\ndefaults: [schema/{option}@_here_, _self_]\n_target_: {target}\n{more}\n"
         (tmp_path / "conf" / group / f"{option}.yaml").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path / "conf"

@@ -28,7 +28,7 @@ def register(config_dir: str | Path | None = None) -> None:
     for folder in (conf_dir(), *([config_dir] if config_dir else [])):
         for option in find_options(Path(folder)):
             OPTIONS[option.kind.__name__] = option
-            store.store(group=option.group, name=f"{option.name}_schema", node=option.kind)
+            store.store(group=f"{option.group}/schema", name=option.name, node=option.kind)
 
 
 def compose(overrides: list[str] | None = None, config_dir: str | Path | None = None) -> DictConfig:

@@ -32,6 +32,10 @@ NEW_SHIFT = (
     "a set from elsewhere is named in dataset.ood=[name:/its/path]; what more there is to say of it goes into a file "
     "like conf/dataset/imagenet_shifts.yaml, in a folder dataset/ of --config-dir"
 )
+PART = (
+    "{}: the parts of a filter are chosen as optimizer=kalman_filter optimizer/covariance=lowrank, and their settings "
+    "as optimizer.covariance.rank=8"
+)
 _MISSING = re.compile(r"Missing mandatory value: (\S+)")
 
 
@@ -44,7 +48,7 @@ def explain(message: str) -> str:
         known = _options(message)
         return f"unknown {group} '{name}'{_hint(name, known)}; {group} can be: {', '.join(known)}"
     if (group_match := _UNKNOWN_GROUP.search(message)) and group_match[1].replace("/", ".") in KINDS:
-        return f"{group_match[1]}: only optimizer=kalman_filter is composed of such parts"
+        return PART.format(group_match[1])
     if group_match:
         return f"unknown setting '{group_match[1]}'{_hint(group_match[1], known_keys())}"
     if missing := _MISSING.search(message):
@@ -59,7 +63,9 @@ def explain(message: str) -> str:
         kind = _TYPE.search(message)
         option = OPTIONS.get(kind[1]) if kind else None
         return no_such_setting(name, option.kind if option else vars(schema).get(kind[1]) if kind else None)
-    if merge := _BAD_VALUE.search(message):
+    if (merge := _BAD_VALUE.search(message)) and merge[1].partition("=")[0] in KINDS:
+        return PART.format(merge[1].partition("=")[0])
+    if merge:
         return f"{merge[1]}: {merge[2].splitlines()[0]}"
     if full := _FULL_KEY.search(message):
         return f"{full[1]}: {message.splitlines()[0]}"
@@ -73,6 +79,8 @@ def no_such_setting(name: str, kind: type | None) -> str:
     if name == "experiment":
         first = "with # @package _global_ as its first line"
         return f"+experiment=NAME needs a file experiment/NAME.yaml, {first}, in conf/ or --config-dir"
+    if name in KINDS:
+        return PART.format(name)
     if new := KEYS.get(name):
         return f"unknown setting '{name}': it is called {new} now"
     if close := difflib.get_close_matches(last, own, n=1, cutoff=0.6):
@@ -102,8 +110,7 @@ def _keys(node: type, prefix: str = "") -> Iterator[str]:
 
 def _options(message: str) -> list[str]:
     found = _OPTIONS.search(message)
-    names = found[1].split("\nConfig search path")[0].split() if found else []
-    return [name for name in names if not name.endswith("_schema")]
+    return found[1].split("\nConfig search path")[0].split() if found else []
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

@@ -1,8 +1,12 @@
 """Options that name a class: the schema of each is made from the class, and only such classes are made as belong there.
 
-A file conf/<group>/<option>.yaml with `_target_: package.Class` lists `<option>_schema` first among its defaults: a
-dataclass with the settings of the class (signatures.py), its own defaults included. So a setting of a class can be typed on
-the command line, a misspelt one is refused, and what the YAML file says is only what differs.
+A file conf/<group>/<option>.yaml is, at its shortest,
+
+    defaults: [schema/<option>@_here_, _self_]
+    _target_: package.Class
+
+where schema/<option> is a dataclass with the settings of the class (signatures.py), its own defaults included. So a setting
+of a class can be typed on the command line, a misspelt one is refused, and what else the file says is what differs.
 
 Which classes may be named is said here once, for Hydra would call whatever it is told to: those of `ROOTS` and of the
 modules in `plugins`, and of these only the kind that belongs in that place.
@@ -89,7 +93,7 @@ def _schema(group: str, name: str, target: str, keys: Sequence[str]) -> type:
     for place in KINDS:
         within, _, part = place.rpartition(".")
         if within == group and part in arguments - {one for one, *_ in own}:
-            own.append((part, schema.PartConfig | None, None))
+            own.append((part, schema.PartConfig, field(default_factory=schema.PartConfig)))
     words = re.sub(r"\W", "_", f"{group}_{name}")
     return schema.node(make_dataclass(words, own, bases=(base,)))
 
@@ -147,11 +151,11 @@ def make(node: Any, place: str, plugins: Sequence[str] = ()) -> Any:
 
 
 def _arguments(node: dict[str, Any], place: str) -> dict[str, Any]:
-    """Of a node's keys those that its class takes; a part that is null is left to the class."""
+    """Of a node's keys those that its class takes; a part that names none is left to the class."""
     known = arguments_of(node["_target_"])
     kept = {key: value for key, value in node.items() if key in known or key == "_target_"}
     parts = {
         key: value for key, value in kept.items() if f"{place}.{key}" in KINDS and not isinstance(value, str)
     }
     plain = {key: value for key, value in kept.items() if key not in parts}
-    return plain | {key: _arguments(one, f"{place}.{key}") for key, one in parts.items() if one is not None}
+    return plain | {key: _arguments(one, f"{place}.{key}") for key, one in parts.items() if one["_target_"]}
