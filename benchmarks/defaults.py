@@ -21,7 +21,8 @@ from torch.nn import functional as F
 
 from benchmarks.study_cell import configuration, task_of
 from benchmarks.study_plan import LONG, Data, Entry, data_sets
-from clipkal.adapters import LinearAdapter, build_adapter
+from clipkal.adapters import LinearAdapter
+from clipkal.methods import build_adapter
 from clipkal.optim import Kalman, LoKO
 
 CENTRES, WIDTHS = (4.0, 6.0, 8.0, 10.0, 13.0, 16.0), (0.25, 0.5, 1.0, 1.5)
@@ -56,7 +57,7 @@ def measured(measure: Measure, data: list[Data], shots: list[int], seeds: list[i
     rows = []
     for one, count, seed in product(data, shots, seeds):
         cfg, task = configuration(one, KALMAN, count, seed), task_of(one, count, seed)
-        fresh = lambda c=cfg, t=task: build_adapter(c.adapter, t.text_features, t.logit_scale)
+        fresh = lambda c=cfg, t=task: build_adapter(c, t.text_features, t.logit_scale)
         rows += [{"shots": count, **row} for row in measure(task, fresh)]
     return pd.DataFrame(rows)
 

@@ -46,7 +46,9 @@ def adapter(classes: int, width: int = 512) -> LinearAdapter:
 
 FILTERS: dict[str, Callable[[nn.Module], Any]] = {
     "kalman (preset: iterated)": OnlineKalman,
-    "kalman, linearised once": lambda m: OnlineKalman(m, covariance=Subspace(iterations=1)),
+    "kalman, linearised once": lambda m: KalmanFilter(
+        m, "categorical_merged", covariance=Subspace(iterations=1)
+    ),
     "kalman, once, no merging": lambda m: KalmanFilter(m, covariance=Subspace(iterations=1)),
     "diagonal in W's own axes": KalmanFilter,
     "rkalman": RKalman,

@@ -25,7 +25,7 @@ RUNS = {
         "tracking=disabled",
         "data.progress=false",
     ]
-    for method in ("kalman_diagonal", "kfac", "kalman")
+    for method in ("kalman_online", "kfac", "kalman")
 }
 
 

@@ -9,13 +9,13 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.study_plan import FACTORS, LONG, PASSES, RECURSIVE, WIDE_FACTORS, Data, Entry
-from clipkal.adapters import Adapter, build_adapter
+from clipkal.adapters import Adapter
 from clipkal.backbones import featurise, load_backbone
 from clipkal.config.compose import compose
 from clipkal.data import FeatureSet
 from clipkal.data.drawing import draw
 from clipkal.evaluation import SetEvaluation, evaluate
-from clipkal.methods import make_build, make_plan
+from clipkal.methods import build_adapter, make_build, make_plan
 from clipkal.optim import BatchOptimizer, KalmanFilter
 from clipkal.training import Build, Plan, Training, train
 
@@ -54,7 +54,7 @@ def run_cell(data: Data, entry: Entry, shots: int, seed: int) -> list[dict[str, 
     if entry.with_val:
         task = replace(task, shots=joined(task.shots, task.val), val=None)
     torch.manual_seed(seed)
-    adapter = build_adapter(cfg.adapter, task.text_features, task.logit_scale)
+    adapter = build_adapter(cfg, task.text_features, task.logit_scale)
     row = {"dataset": data.name, "shots": shots, "seed": seed, "entry": entry.key, "predictive": "plugin"}
     started = time.process_time()
     try:
@@ -113,7 +113,7 @@ def _kalman(cfg: DictConfig, entry: Entry) -> Build:
     def build(adapter: Adapter, factor: float | None) -> BatchOptimizer:
         factor = 1.0 if factor is None else factor
         if entry.method in RECURSIVE:
-            filtered = make_build(_with(cfg, epochs_as="optimiser"))(adapter, None)
+            filtered = make_build(cfg)(adapter, None)
             assert isinstance(filtered, KalmanFilter)
             filtered.ratio *= factor
             return filtered

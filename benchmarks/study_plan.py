@@ -21,7 +21,7 @@ ONE, LONG = "one epoch", "converged"
 
 GRADIENT = ("sgd", "adamw", "adagrad", "sam", "sophia")
 NATURAL = ("kfac", "ring", "reng")
-RECURSIVE = ("kalman_diagonal", "rkalman", "kalman_clip", "loko")
+RECURSIVE = ("kalman_online", "rkalman", "kalman_clip", "loko")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _recursive() -> list[Entry]:
     for method in RECURSIVE:
         found += [Entry(method, method, ONE), Entry(f"{method}, prior searched", method, ONE, "prior")]
         found.append(Entry(method, method, LONG))
-    return [*found, Entry("kalman_diagonal, prior searched", "kalman_diagonal", LONG, "prior")]
+    return [*found, Entry("kalman_online, prior searched", "kalman_online", LONG, "prior")]
 
 
 def _exact() -> list[Entry]:

@@ -147,8 +147,8 @@ CHECKS: tuple[Check, ...] = (
         1,
     ),
     (
-        "kalman_diagonal − AdamW, both in one epoch: acc ID, points",
-        lambda f: difference(f, f"{ONE}: kalman_diagonal", f"{ONE}: adamw", "id_accuracy"),
+        "kalman_online − AdamW, both in one epoch: acc ID, points",
+        lambda f: difference(f, f"{ONE}: kalman_online", f"{ONE}: adamw", "id_accuracy"),
         100,
         1,
     ),
@@ -189,8 +189,8 @@ SHOWN = {
     f"{ONE}: adamw": "adamw, one epoch",
     f"{LONG}: adamw": "adamw",
     f"{LONG}: kfac": "kfac",
-    f"{ONE}: kalman_diagonal": "kalman_diagonal, one pass",
-    f"{LONG}: kalman_diagonal": "kalman_diagonal, 4 passes",
+    f"{ONE}: kalman_online": "kalman_online, one pass",
+    f"{LONG}: kalman_online": "kalman_online, 4 passes",
     f"{LONG}: loko": "loko, 4 passes",
     EXACT: "kalman",
 }

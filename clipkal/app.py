@@ -81,12 +81,12 @@ def few_shot_task(
 
     And the backbone, and by set the ids of images that could not be read.
     """
-    from clipkal.adapters.build import ON_IMAGES
     from clipkal.backbones import featurise, pixelise, remembered_backbone
     from clipkal.data.drawing import draw
+    from clipkal.methods import learns_from_images
 
     task = draw(cfg)
-    on_images = cfg.adapter.name in ON_IMAGES
+    on_images = learns_from_images(cfg)
     prepare_task = pixelise if on_images else featurise
     cache = False if on_images else cfg.data.cache  # what learns from images needs the towers at once
     backbone = remembered_backbone(cfg.backbone, cfg.device, cache)
@@ -106,11 +106,9 @@ def make_adapter(cfg: DictConfig, task: Any, backbone: "Backbone | None") -> "Ad
 
     Raises ConfigError where it could not be transferred to other classes, and the task asks for that.
     """
-    from clipkal.adapters import build_adapter
+    from clipkal.methods import build_adapter
 
-    adapter = build_adapter(
-        cfg.adapter, task.text_features, task.logit_scale, backbone, task.prompts, cfg.seed
-    )
+    adapter = build_adapter(cfg, task.text_features, task.logit_scale, backbone, task.prompts)
     for other in task.transfer.values():
         with adapter.classes(other.text_features):
             pass  # told now, not after the learning
@@ -147,7 +145,7 @@ def judge(cfg: DictConfig, adapter: "Adapter", training: "Training | None", task
     how: dict[str, Any] = {"predictives": names, "n_samples": cfg.predictive.samples, "seed": cfg.seed}
     how |= {"batch_size": adapter.batch_size}
     temperatures = None
-    if cfg.predictive.temperature and task.val is not None:
+    if cfg.predictive.temperature_scaling and task.val is not None:
         temperatures = fit_temperatures(adapter, posterior, task.val, **how)
     how |= {"temperature": temperatures}
     sets = {"test": ("id", task.test)} | {name: ("ood", one) for name, one in task.ood.items()}

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clipkal.app import run
 from clipkal.config import conf_dir, explain, register
-from clipkal.config.arguments import prepared
+from clipkal.config.arguments import folder_of, prepared
 from clipkal.errors import ClipkalError
 from clipkal.recording import sweep
 
@@ -34,12 +34,12 @@ def _task(cfg: DictConfig) -> float | None:
 
 def main() -> None:
     """Runs `clipkal …`; exits with 2 after one line on bad input, with 1 after a traceback on a bug."""
-    register()
     os.environ.setdefault(
         "HYDRA_FULL_ERROR", "1"
     )  # errors reach us whole; we shorten those that are the user's
     task: TaskFunction = hydra.main(config_path=conf_dir(), config_name="config", version_base="1.3")(_task)
     try:
+        register(folder_of(sys.argv[1:]))
         sys.argv[1:] = prepared(sys.argv[1:])
         task()  # type: ignore[call-arg]
     except (ClipkalError, HydraException, OmegaConfBaseException) as error:

@@ -1,48 +1,68 @@
-"""From the words of the configuration, which `config.check` has passed, to a training plan and an optimiser."""
+"""From a configuration, which `config.check` has passed, to an adapter, a training plan and an optimiser."""
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 from clipkal.adapters import Adapter
 from clipkal.adapters.lora import LoRAAdapter
+from clipkal.config.options import make
+from clipkal.config.schema import PassesConfig, RatesConfig
+from clipkal.config.signatures import arguments_of
 from clipkal.errors import ConfigError
-from clipkal.optim import KFAC, RENG, RING, SAM, SGD, Adagrad, AdamW, Sophia
-from clipkal.optim.base import BatchOptimizer
-from clipkal.optim.kalman.parts import named
+from clipkal.optim import FirstOrder, KalmanFilter
+from clipkal.optim.base import BatchOptimizer, trainable_parameters
 from clipkal.optim.model.jacobian import MOST_ROWS
 from clipkal.training import Build, Plan
 
-GRADIENT_METHODS: dict[str, Callable[..., BatchOptimizer]] = {
-    "adamw": AdamW,
-    "sgd": SGD,
-    "adagrad": Adagrad,
-    "sam": SAM,
-    "sophia": Sophia,
-    "kfac": KFAC,
-    "ring": RING,
-    "reng": RENG,
-}
-"""What takes a learning rate, which is searched on few-shot validation images."""
-MAX_DIRECT = 4096
-"""Most unknowns that the full-covariance filter factorises at once (134 MB); 100 draws cost far less so than by CG."""
-LOOP = ("name", "lr", "lr_grid", "default_lr", "schedule", "epochs", "keep", "batch_size")
-"""Keys of `optimizer` that say how the loop goes round; the others are the optimiser's own."""
+if TYPE_CHECKING:
+    from clipkal.backbones import Backbone
+
+
+def learns_from_images(cfg: DictConfig) -> bool:
+    """Whether the adapter asks for the backbone itself, not only for the features of a frozen one."""
+    return "backbone" in arguments_of(cfg.adapter._target_)
+
+
+def build_adapter(
+    cfg: DictConfig,
+    text_features: Tensor,
+    logit_scale: float,
+    backbone: "Backbone | None" = None,
+    prompts: list[list[str]] | None = None,
+) -> Adapter:
+    """The adapter that `adapter` describes, given what its class asks for by name.
+
+    Args:
+        text_features: [C, d] with unit rows.
+        logit_scale: factor on the cosine.
+        backbone: for adapters that learn from images.
+        prompts: for each class the sentences of its ensemble.
+    """
+    if backbone is None and learns_from_images(cfg):
+        raise ConfigError(
+            f"adapter={cfg.adapter.name} needs a backbone that reads images: type backbone=mini"
+        )
+    given = {"text_features": text_features, "logit_scale": logit_scale, "seed": cfg.seed}
+    given |= {"backbone": backbone, "prompts": prompts or []}
+    wanted = arguments_of(cfg.adapter._target_)
+    made = make(cfg.adapter, "adapter", cfg.plugins)
+    adapter: Adapter = made(**{name: value for name, value in given.items() if name in wanted})
+    return adapter
 
 
 def make_plan(cfg: DictConfig, has_validation: bool) -> Plan:
     """How long to learn and which learning rates to try, from `optimizer`, `seed` and whether there are validation images."""
-    optimizer = cfg.optimizer
-    if optimizer.name in GRADIENT_METHODS:
-        return _first_order_plan(optimizer, cfg.seed, has_validation)
-    if optimizer.name == "function_space":
-        return Plan(seed=cfg.seed)
-    if optimizer.name == "kalman":
+    optimizer, kind = cfg.optimizer, cfg.optimizer._metadata.object_type
+    if issubclass(kind, RatesConfig):
+        return _search(optimizer, cfg.seed, has_validation)
+    if issubclass(kind, PassesConfig):
         return Plan(epochs=optimizer.epochs, batch_size=optimizer.batch_size, seed=cfg.seed)
-    raise ConfigError(f"unknown optimizer.name={optimizer.name}")
+    return Plan(seed=cfg.seed)
 
 
-def _first_order_plan(optimizer: DictConfig, seed: int, has_validation: bool) -> Plan:
+def _search(optimizer: DictConfig, seed: int, has_validation: bool) -> Plan:
     rates = tuple(optimizer.lr_grid) if optimizer.lr == "auto" else (float(optimizer.lr),)
     if not has_validation:
         rates = (optimizer.default_lr,) if optimizer.lr == "auto" else rates
@@ -58,60 +78,46 @@ def _first_order_plan(optimizer: DictConfig, seed: int, has_validation: bool) ->
 
 def make_build(cfg: DictConfig) -> Build:
     """A function from (adapter, learning rate) to the optimiser that `optimizer` describes."""
-    optimizer = cfg.optimizer
-    makers: dict[str, Callable[[Adapter, float | None], BatchOptimizer]] = {
-        "function_space": lambda adapter, _: _function_space(adapter, optimizer),
-        "kalman": lambda adapter, _: _kalman(adapter, optimizer, cfg.predictive.name),
-    }
-    if optimizer.name in GRADIENT_METHODS:
-        return lambda adapter, rate: _first_order(adapter, optimizer, rate or optimizer.default_lr)
-    return makers[optimizer.name]
+
+    def build(adapter: Adapter, rate: float | None) -> BatchOptimizer:
+        node = cfg.optimizer
+        made, arguments = make(node, "optimizer", cfg.plugins), arguments_of(node._target_)
+        given = {"lr": rate or node.get("default_lr"), "priors": adapter.prior_variances()}
+        given = {name: value for name, value in given.items() if name in arguments}
+        try:
+            if "params" in arguments:  # an optimiser of torch's kind
+                parameters = list(trainable_parameters(adapter).values())
+                return FirstOrder(adapter, made(parameters, **given))
+            optimizer: BatchOptimizer = made(adapter, **given)
+        except (TypeError, ValueError, ImportError) as error:
+            raise ConfigError(f"optimizer={node.name}: {error}") from error
+        if isinstance(optimizer, KalmanFilter) and isinstance(adapter, LoRAAdapter):
+            _check_lora(optimizer, adapter, cfg)
+        return optimizer
+
+    return build
 
 
-def _first_order(adapter: Adapter, cfg: DictConfig, rate: float) -> BatchOptimizer:
-    options = {str(key): value for key, value in cfg.items() if key not in LOOP and value is not None}
-    try:
-        return GRADIENT_METHODS[cfg.name](adapter, lr=rate, **options)
-    except (TypeError, ValueError, ImportError) as error:
-        raise ConfigError(f"optimizer.name={cfg.name}: {error}") from error
-
-
-def _function_space(adapter: Adapter, cfg: DictConfig) -> BatchOptimizer:
-    from clipkal.optim.full_kalman import Kalman
-
-    return Kalman(
-        adapter,
-        prior=cfg.prior,
-        temperature=cfg.temperature,
-        solver=cfg.solver,
-        max_direct=MAX_DIRECT,
-    )
-
-
-def _kalman(adapter: Adapter, cfg: DictConfig, predictive: str) -> BatchOptimizer:
-    from clipkal.optim.kalman.filter import KalmanFilter
-
-    options = {str(key): value for key, value in cfg.items() if key not in ("name", "batch_size")}
-    if isinstance(adapter, LoRAAdapter):
-        _check_lora(adapter, cfg, predictive)
-        options["priors"] = adapter.prior_variances()
-    return KalmanFilter(adapter, **options)
-
-
-def _check_lora(adapter: LoRAAdapter, cfg: DictConfig, predictive: str) -> None:
+def _check_lora(optimizer: KalmanFilter, adapter: LoRAAdapter, cfg: DictConfig) -> None:
     """Raises ConfigError for what a filter over LoRA factors cannot do, or not in reasonable time."""
     if adapter.settings.dropout:
         raise ConfigError(
             f"adapter.dropout={adapter.settings.dropout}: a Kalman filter linearises one function; type adapter.dropout=0"
         )
     classes = adapter.class_count
-    if not named("observation", cfg.observation).scalar and classes > MOST_ROWS:
-        raise ConfigError(
-            f"optimizer.observation={cfg.observation} with {classes} classes needs {classes} backward passes an image, a "
-            f"pass over the shots about {classes // 2} times AdamW's; type optimizer.observation=softmax "
-            "optimizer.noise=residual (one an image)"
+    if not optimizer.observation.scalar and classes > MOST_ROWS:
+        own = cfg.optimizer.get("observation")
+        way = "optimizer=kalman_clip" if own is None else "optimizer.observation=softmax"
+        way = (
+            way
+            if own is None or isinstance(own, str)
+            else "optimizer/observation=softmax optimizer/noise=residual"
         )
-    if predictive == "probit" and classes > MOST_ROWS:
+        raise ConfigError(
+            f"optimizer={cfg.optimizer.name} with {classes} classes needs {classes} backward passes an image, a "
+            f"pass over the shots about {classes // 2} times AdamW's; type {way} (one an image)"
+        )
+    if cfg.predictive.name == "probit" and classes > MOST_ROWS:
         raise ConfigError(
             f"predictive=probit with {classes} classes needs {classes} backward passes an image; type predictive=sampled"
         )

@@ -4,11 +4,11 @@
     def __init__(self, model: nn.Module, damping: Positive = 0.1, fisher: Literal["true", "ggn"] = "true"): ...
 
 refuses `damping=-1` with "damping should be greater than 0, not -1". pydantic reads the types; values are checked as
-they are, never converted.
+they are, never converted. The configuration's own settings (config/schema.py) have their types from here as well.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -20,9 +20,13 @@ Positive = Annotated[Finite, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0, le=1e12)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 """From 0 to below 1: a momentum, the weight of the past in a running mean."""
+Pair = Annotated[
+    Sequence[Fraction], Field(min_length=2, max_length=2, description="two numbers from 0 to below 1")
+]
+"""Two running means."""
 Share = Annotated[float, Field(gt=0, le=1)]
 """Above 0, up to 1: a forgetting factor, a part of a whole."""
-Variance = Annotated[float, Field(ge=1e-30, le=1e12)]
+Variance = Annotated[float, Field(ge=1e-30, le=1e12, description="a number from 1e-30 to 1e12")]
 """Beyond these bounds products with a Jacobian overflow or vanish in float32."""
 Count = Annotated[int, Field(ge=1)]
 Several = Annotated[int, Field(ge=2)]
@@ -57,12 +61,28 @@ def checked(function: Function) -> Function:
 
 
 def check(name: str, value: Any, kind: Any) -> None:
-    """Raises ValueError where `value` is not of the type `kind`: "lr should be greater than 0, not -1"."""
+    """Raises ValueError where `value` is not of the type `kind`: "lr should be greater than 0, not -1".
+
+    A `description` of the type, Field(description=…), says what it should be in words of its own.
+    """
+    try:
+        _adapter(kind).validate_python(value, strict=True)
+    except ValidationError:
+        raise ValueError(f"{name} should be {_wanted(kind, value)}, not {value!r}") from None
+
+
+def _wanted(kind: Any, value: Any) -> str:
+    """What a type asks for, where the value is not that."""
+    for one in getattr(kind, "__metadata__", ()):
+        if description := getattr(one, "description", None):
+            return str(description)
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_wanted(one, value) for one in get_args(kind) if one is not NoneType)
     try:
         _adapter(kind).validate_python(value, strict=True)
     except ValidationError as error:
-        wanted = dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in error.errors())
-        raise ValueError(f"{name} should be {' or '.join(wanted)}, not {value!r}") from None
+        return " or ".join(dict.fromkeys(e["msg"].removeprefix("Input should be ") for e in error.errors()))
+    return ""
 
 
 @cache
@@ -71,10 +91,10 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 
 
 def is_plain(hint: Any) -> bool:
-    """Whether a type is made of numbers, words, None and choices among them only."""
+    """Whether a type is made of numbers, words, None, lists of these and choices among them only."""
     origin = get_origin(hint)
     if origin is Annotated:
         return is_plain(get_args(hint)[0])
-    if origin in (Union, UnionType):
+    if origin in (Union, UnionType, list, Sequence):
         return all(map(is_plain, get_args(hint)))
     return origin is Literal or hint in PLAIN

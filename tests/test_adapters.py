@@ -1,15 +1,15 @@
 """Adapters: zero-shot at the start, linear in what is learnt, Jacobian factors as torch.func sees them."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch.func import functional_call, jacrev
 from torch.nn import functional as F
 
-from clipkal.adapters import LinearAdapter, ZeroShotAdapter, build_adapter
+from clipkal.adapters import LinearAdapter, ZeroShotAdapter
 from clipkal.adapters.linear import MOST_STRETCH, class_metric
+from clipkal.config import compose
 from clipkal.errors import ConfigError
+from clipkal.methods import build_adapter
 
 
 @pytest.fixture
@@ -68,9 +68,9 @@ def test_an_adapter_answers_for_other_classes_and_goes_back(problem, kind):
         pass
 
 
-def test_an_unknown_adapter_is_a_config_error(problem):
-    with pytest.raises(ConfigError, match="unknown adapter"):
-        build_adapter(SimpleNamespace(name="mlp"), problem[0], 10.0)
+def test_an_adapter_that_learns_from_images_needs_a_backbone(problem):
+    with pytest.raises(ConfigError, match="adapter=lora needs a backbone that reads images"):
+        build_adapter(compose(["method=loko"]), problem[0], 10.0)
 
 
 def test_in_class_coordinates_all_class_logits_move_equally_and_apart():

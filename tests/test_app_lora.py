@@ -58,7 +58,7 @@ def execute(folder, out, *more):
 
 def test_loko_filters_lora_from_images_and_leaves_a_whole_run_behind(folder, tmp_path):
     directory, results = execute(folder, tmp_path, "method=loko")
-    assert results["run"]["adapter"] == "lora" and results["run"]["optimizer"] == "kalman"
+    assert results["run"]["adapter"] == "lora" and results["run"]["optimizer"] == "loko"
     assert results["training"]["optimizer"]["route"] == "hooks"
     for one in results["sets"].values():
         assert {"plugin", "probit"} <= set(one["predictive"])
@@ -103,7 +103,7 @@ def test_an_unreadable_test_image_is_skipped_and_counted(folder, tmp_path, monke
     [
         (["method=loko", "adapter.dropout=0.2"], "adapter.dropout=0.2: a Kalman filter"),
         (["method=loko", "adapter.targets=[fc1]"], "adapter.targets=['fc1']"),
-        (["method=kalman", "adapter=lora"], "optimizer=function_space needs adapter=linear"),
+        (["method=kalman", "adapter=lora"], "optimizer=kalman needs adapter=linear"),
         (["method=loko", "adapter.rnk=3"], "did you mean 'adapter.rank'?"),
         (["method=loko", "adapter.towers=text", "fewshot.subset=base"], "type adapter.towers=vision"),
     ],

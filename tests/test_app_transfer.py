@@ -127,10 +127,10 @@ def test_probit_and_draws_agree_on_new_classes(tmp_path):
 
 
 def test_a_filter_and_a_first_order_method_are_transferred_too(tmp_path):
-    for method, more in (("kalman_diagonal", []), ("adamw", ["optimizer.epochs=1", "optimizer.lr=0.001"])):
+    for method, more in (("kalman_online", []), ("adamw", ["optimizer.epochs=1", "optimizer.lr=0.001"])):
         _, results = execute(tmp_path / method, *DIGITS, f"method={method}", "fewshot.subset=base", *more)
         new = results["sets"]["new"]["predictive"]
-        assert ("sampled" in new) == (method == "kalman_diagonal")
+        assert ("sampled" in new) == (method == "kalman_online")
         assert 0.2 < new["plugin"]["accuracy"] <= 1
 
 

@@ -12,10 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from clipkal.adapters import LinearAdapter
 from clipkal.config import check, compose, conf_dir, explain
-from clipkal.config.check import WITH_POSTERIOR
+from clipkal.config.check import has_posterior
 from clipkal.config.explain import known_keys, nearest
 from clipkal.methods import make_build
-from clipkal.optim import KalmanCLIP, KalmanFilter, LoKO, OnlineKalman, RKalman
+from clipkal.optim import KalmanCLIP, LoKO, OnlineKalman, RKalman
 
 GROUPS = {
     group.name: sorted(p.stem for p in group.glob("*.yaml"))
@@ -35,7 +35,7 @@ CASES = [(group, name) for group, names in GROUPS.items() for name in names]
 @pytest.mark.parametrize(("group", "name"), CASES, ids=lambda v: str(v))
 def test_every_option_of_every_group_composes_without_a_missing_value(group, name):
     cfg = compose([*COMPLETE.get((group, name), []), f"{group}={name}", *REQUIRED.get(name, [])])
-    if group == "optimizer" and name not in WITH_POSTERIOR:
+    if group == "optimizer" and not has_posterior(cfg):
         cfg.predictive.name = "plugin"
     check(cfg)
     OmegaConf.to_container(cfg, resolve=True)
@@ -97,19 +97,19 @@ def test_the_command_prints_one_line_and_exits_with_2():
 
 @pytest.mark.parametrize(
     ("method", "preset"),
-    [("kalman_diagonal", OnlineKalman), ("rkalman", RKalman), ("kalman_clip", KalmanCLIP), ("loko", LoKO)],
+    [("kalman_online", OnlineKalman), ("rkalman", RKalman), ("kalman_clip", KalmanCLIP), ("loko", LoKO)],
 )
 def test_the_words_of_a_method_make_the_filter_that_python_calls_by_its_name(
     method: str, preset: type
 ) -> None:
-    """conf/method/ and clipkal.optim.kalman.presets say the same, part by part."""
+    """What the command line makes is what Python makes with no argument, part by part."""
     adapters = [LinearAdapter(torch.eye(3), 10.0) for _ in range(2)]
     composed = make_build(compose([f"method={method}", "adapter=linear"]))(adapters[0], None)
     named = preset(adapters[1])
     apart = ["model", "plain_model", "vector", "route", "batches", "_zero_grad_profile_name"]
     apart += [] if named.rho else ["rho_scale"]
     state = [{k: described(v) for k, v in vars(f).items() if k not in apart} for f in (composed, named)]
-    assert isinstance(composed, KalmanFilter)
+    assert type(composed) is preset
     assert state[0] == state[1]
 
 

@@ -89,7 +89,7 @@ def test_joined_is_both_sets_in_order(features: Data):
 
 
 @pytest.mark.parametrize(
-    "key", [f"{ONE}: kalman_diagonal", f"{LONG}: kalman", f"{LONG}: kalman, prior searched", f"{ONE}: loko"]
+    "key", [f"{ONE}: kalman_online", f"{LONG}: kalman", f"{LONG}: kalman, prior searched", f"{ONE}: loko"]
 )
 def test_a_cell_learns_and_reports_what_it_chose(features: Data, key: str):
     zero = run_cell(features, entry(f"{LONG}: zeroshot"), 4, 1)[0]
@@ -103,7 +103,7 @@ def test_a_cell_learns_and_reports_what_it_chose(features: Data, key: str):
 
 def test_the_search_ends_at_the_filter_it_chose(features: Data):
     """The adapter left behind is the one that the chosen multiple of the default ratio gives by itself."""
-    searched, task = entry(f"{ONE}: kalman_diagonal, prior searched"), task_of(features, 4, 1)
+    searched, task = entry(f"{ONE}: kalman_online, prior searched"), task_of(features, 4, 1)
     adapter, alone = (LinearAdapter(task.text_features, task.logit_scale) for _ in range(2))
     kept = learn(configuration(features, searched, 4, 1), searched, adapter, task).kept
     assert kept.rate in FACTORS

@@ -48,6 +48,10 @@ class Adapter(nn.Module):
         finally:
             self.text = own
 
+    def prior_variances(self) -> dict[str, float]:
+        """Prior variances of single parameters by name, where a Kalman filter's common one does not suit them."""
+        return {}
+
     def describe(self) -> dict[str, Any]:
         """What is trainable, for a run's record: numbers and words by name."""
         return {"trainable": sum(p.numel() for p in self.parameters() if p.requires_grad)}

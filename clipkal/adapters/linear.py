@@ -1,7 +1,7 @@
 """The residual linear adapter: logits that are exactly linear in what is learnt, and zero-shot at the start."""
 
 import math
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from clipkal.adapters.base import Adapter
 from clipkal.errors import ConfigError
 
-COORDINATES = ("text", "classes")
+Coordinates = Literal["text", "classes"]
+COORDINATES = get_args(Coordinates)
 MOST_STRETCH = 10.0
 """Largest factor on the prior variance of a direction of text space, in units of that of a mean direction."""
 
@@ -41,7 +42,7 @@ class LinearAdapter(Adapter):
     log_scale: Tensor
     metric: Tensor | None
 
-    def __init__(self, text_features: Tensor, logit_scale: float, coordinates: str = "text"):
+    def __init__(self, text_features: Tensor, logit_scale: float, coordinates: Coordinates = "text"):
         super().__init__()
         if coordinates not in COORDINATES:
             raise ConfigError(f"adapter.coordinates={coordinates}: it can be {', '.join(COORDINATES)}")

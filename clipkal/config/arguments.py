@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 
 from clipkal import __version__
 from clipkal.config.explain import NEW_SHIFT, nearest
+from clipkal.config.old_words import renamed
 from clipkal.errors import ConfigError
 
 VERBOSE = (
@@ -46,7 +47,13 @@ def prepared(arguments: Sequence[str]) -> list[str]:
     many = found.multirun or any(word in settings for word in ALREADY)
     for word in settings:
         _check(word, many)
-    return [*flags, *settings, *([VERBOSE] if found.verbose else [])]
+    return [*flags, *map(renamed, settings), *([VERBOSE] if found.verbose else [])]
+
+
+def folder_of(arguments: Sequence[str]) -> str | None:
+    """The user's own folder of configuration groups, --config-dir."""
+    found, _ = get_args_parser().parse_known_args(list(arguments))
+    return found.config_dir
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,7 +1,8 @@
 """The one check that every configuration passes, before anything slow is imported.
 
-Every key must be one of the schema, none may be without a value, each value must keep its rule (`values.py`), and
-settings must not contradict each other. Raises ConfigError with one line that names the key and what to type instead.
+Every key must be one of the schema, none may be without a value, each value must be of its type (`clipkal.settings`),
+what is to be made must belong where it stands (options.py), and settings must not contradict each other. Raises
+ConfigError with one line that names the key and what to type instead.
 """
 
 from collections.abc import Iterator
@@ -12,17 +13,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from clipkal.config.explain import no_such_setting
+from clipkal.config.options import check_targets
+from clipkal.config.signatures import has_method
 from clipkal.errors import ConfigError
+from clipkal.settings import check as check_value
+from clipkal.settings import is_plain
 
 NEEDS_PATH = {"folder": "/your/images", "table": "/your/table.csv", "archive": "/your/archive.npz"}
 NEEDS_PATH |= {"features": "/your/features.npz", "coop": "/your/folder"}
-WITH_POSTERIOR = ("function_space", "kalman")
-ONLY_OF = {
-    "momentum": ("sgd", "sam", "kfac", "ring", "reng"),
-    "rho": ("ring", "reng", "kalman"),
-    "rho_warmup": ("ring", "reng"),
-}
-"""Settings of `optimizer` that several optimisers' schemas have, but only these optimisers use."""
 
 
 def check(cfg: DictConfig) -> None:
@@ -30,10 +28,12 @@ def check(cfg: DictConfig) -> None:
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ConfigError(f"{missing[0]} must be given: type {missing[0]}=…")
     _check_keys(cfg)
-    for key, value, rule in _ruled(cfg):
-        if not rule.holds(value):
-            shown = "null" if value is None else value
-            raise ConfigError(f"{key}={shown}: must be {rule.says}")
+    for key, value, kind in _settings(cfg):
+        try:
+            check_value(key, value, kind)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+    check_targets(cfg, cfg.plugins)
     _check_together(cfg)
 
 
@@ -54,14 +54,19 @@ def _check_keys(cfg: DictConfig) -> None:
             raise ConfigError(no_such_setting(f"{name}.{added[0]}" if name else added[0], kind))
 
 
-def _ruled(cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted key, plain value, rule) of every setting that has a rule."""
+def _settings(cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, plain value, type) of every setting whose type says what it may be."""
     for name, node in _nodes(cfg):
         for one in fields(OmegaConf.get_type(node)):  # type: ignore[arg-type]
-            if rule := one.metadata.get("rule"):
+            if is_plain(one.type):
                 value = node[one.name]
                 plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-                yield f"{name}.{one.name}" if name else one.name, plain, rule
+                yield f"{name}.{one.name}" if name else one.name, plain, one.type
+
+
+def has_posterior(cfg: DictConfig) -> bool:
+    """Whether the optimiser leaves a posterior, from which logits can be drawn."""
+    return cfg.optimizer.name != "none" and has_method(cfg.optimizer._target_, "logit_samples")
 
 
 def _check_together(cfg: DictConfig) -> None:
@@ -72,20 +77,15 @@ def _check_together(cfg: DictConfig) -> None:
             f"adapter={adapter} optimizer={optimizer.name}: nothing would be learnt under the method's name; type "
             "method=zeroshot for the zero-shot classifier, or choose both"
         )
-    if optimizer.name == "function_space" and adapter != "linear":
+    if optimizer.name == "kalman" and adapter == "lora":
         raise ConfigError(
-            "optimizer=function_space needs adapter=linear, whose logits are linear in its parameters; type "
-            "optimizer=kalman for other adapters"
+            "optimizer=kalman needs adapter=linear, whose logits are linear in its parameters; the recursive filter for "
+            "other adapters is optimizer=kalman_online, and optimizer=kalman_filter to compose one"
         )
-    if cfg.predictive.name != "plugin" and optimizer.name not in WITH_POSTERIOR:
+    if cfg.predictive.name != "plugin" and not has_posterior(cfg):
         raise ConfigError(
             f"predictive={cfg.predictive.name} needs a posterior, which optimizer={optimizer.name} has not"
         )
-    for key, owners in ONLY_OF.items():
-        if optimizer.get(key) is not None and optimizer.name not in owners:
-            raise ConfigError(
-                f"optimizer.{key}={optimizer[key]}: optimizer={optimizer.name} has none; {', '.join(owners)} have"
-            )
     source = cfg.dataset.source
     if cfg.dataset.path is None and source in NEEDS_PATH:
         place = Path(cfg.data.root).expanduser() / cfg.dataset.name

@@ -10,17 +10,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
 from clipkal.config import schema
-
-GROUP_SCHEMAS: dict[str, dict[str, type]] = {
-    "adapter": {"linear_schema": schema.LinearConfig, "lora_schema": schema.LoRAConfig},
-    "optimizer": {
-        "first_order_schema": schema.FirstOrderConfig,
-        "natural_gradient_schema": schema.NaturalGradientConfig,
-        "function_space_schema": schema.FunctionSpaceConfig,
-        "kalman_schema": schema.KalmanConfig,
-    },
-}
-"""What the options of a group add to its own schema, by the name that their YAML files call it."""
+from clipkal.config.old_words import renamed
+from clipkal.config.options import OPTIONS, find_options
 
 
 def conf_dir() -> str:
@@ -30,25 +21,26 @@ def conf_dir() -> str:
     return str(inside if inside.is_dir() else beside)
 
 
-def register() -> None:
-    """Makes the schemas available to the YAML files by name."""
+def register(config_dir: str | Path | None = None) -> None:
+    """Makes the schemas available to the YAML files of `conf/` and of a folder of the user's own by name."""
     store = ConfigStore.instance()
     store.store(name="schema", node=schema.Config)
-    for group, nodes in GROUP_SCHEMAS.items():
-        for name, node in nodes.items():
-            store.store(group=group, name=name, node=node)
+    for folder in (conf_dir(), *([config_dir] if config_dir else [])):
+        for option in find_options(Path(folder)):
+            OPTIONS[option.kind.__name__] = option
+            store.store(group=f"{option.group}/schema", name=option.name, node=option.kind)
 
 
 def compose(overrides: list[str] | None = None, config_dir: str | Path | None = None) -> DictConfig:
     """The configuration that the command line `clipkal --config-dir <config_dir> <overrides>` would run with."""
-    register()
+    register(config_dir)
     more = (
         []
         if config_dir is None
         else [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).absolute()}')}]"]
     )
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return hydra_compose("config", overrides=[*(overrides or []), *more])
+        return hydra_compose("config", overrides=[*map(renamed, overrides or []), *more])
 
 
 def quoted(value: str) -> str:

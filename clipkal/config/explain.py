@@ -4,11 +4,11 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import get_type_hints
 
 from clipkal.config import schema
-from clipkal.config.compose import GROUP_SCHEMAS, conf_dir
+from clipkal.config.old_words import KEYS
+from clipkal.config.options import KINDS, OPTIONS
 
 _UNKNOWN_KEY = re.compile(
     r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in '?(?:struct|\w+)'?", re.I
@@ -32,18 +32,24 @@ NEW_SHIFT = (
     "a set from elsewhere is named in dataset.ood=[name:/its/path]; what more there is to say of it goes into a file "
     "like conf/dataset/imagenet_shifts.yaml, in a folder dataset/ of --config-dir"
 )
+PART = (
+    "{}: the parts of a filter are chosen as optimizer=kalman_filter optimizer/covariance=lowrank, and their settings "
+    "as optimizer.covariance.rank=8"
+)
 _MISSING = re.compile(r"Missing mandatory value: (\S+)")
 
 
 def explain(message: str) -> str:
     """Hydra's or OmegaConf's message as one line; a message of an unknown kind keeps its first line."""
-    if option := _UNKNOWN_OPTION.search(message):
-        group, name = option.groups()
+    if choice := _UNKNOWN_OPTION.search(message):
+        group, name = choice.groups()
         if plugin := _PLUGINS.get(f"{group}/{name}"):
             return f"{group}={name} needs a package of its own: pip install {plugin}"
         known = _options(message)
         return f"unknown {group} '{name}'{_hint(name, known)}; {group} can be: {', '.join(known)}"
-    if group_match := _UNKNOWN_GROUP.search(message):
+    if (group_match := _UNKNOWN_GROUP.search(message)) and group_match[1].replace("/", ".") in KINDS:
+        return PART.format(group_match[1])
+    if group_match:
         return f"unknown setting '{group_match[1]}'{_hint(group_match[1], known_keys())}"
     if missing := _MISSING.search(message):
         return f"{missing[1]} must be given: type {missing[1]}=…"
@@ -55,8 +61,11 @@ def explain(message: str) -> str:
                 return f"{name}: {NEW_SHIFT}"
             return f"'{name}' holds names of your own: type +{name}=… to add one"
         kind = _TYPE.search(message)
-        return no_such_setting(name, vars(schema).get(kind[1]) if kind else None)
-    if merge := _BAD_VALUE.search(message):
+        option = OPTIONS.get(kind[1]) if kind else None
+        return no_such_setting(name, option.kind if option else vars(schema).get(kind[1]) if kind else None)
+    if (merge := _BAD_VALUE.search(message)) and merge[1].partition("=")[0] in KINDS:
+        return PART.format(merge[1].partition("=")[0])
+    if merge:
         return f"{merge[1]}: {merge[2].splitlines()[0]}"
     if full := _FULL_KEY.search(message):
         return f"{full[1]}: {message.splitlines()[0]}"
@@ -70,29 +79,24 @@ def no_such_setting(name: str, kind: type | None) -> str:
     if name == "experiment":
         first = "with # @package _global_ as its first line"
         return f"+experiment=NAME needs a file experiment/NAME.yaml, {first}, in conf/ or --config-dir"
+    if name in KINDS:
+        return PART.format(name)
+    if new := KEYS.get(name):
+        return f"unknown setting '{name}': it is called {new} now"
     if close := difflib.get_close_matches(last, own, n=1, cutoff=0.6):
         return f"unknown setting '{name}': did you mean '{prefix}{'.' * bool(prefix)}{close[0]}'?"
-    if prefix in GROUP_SCHEMAS and own:
-        chosen = " or ".join(_options_of(prefix, kind))
-        has = ", ".join(key for key in own if key != "name")
-        return f"{prefix}={chosen} has no setting '{last}'; " + (
-            f"it has {has}" if has else "it has none at all"
-        )
+    if prefix.replace("/", ".") in KINDS and own:
+        option = OPTIONS.get(kind.__name__) if kind else None
+        has = ", ".join(key for key in own if key not in ("name", "_target_"))
+        return f"{prefix}={option.name if option else 'none'} has no setting '{last}'; it has {has or 'none at all'}"
     return f"unknown setting '{name}'{_hint(name, [key for key in known_keys() if key != name])}"
-
-
-def _options_of(group: str, kind: type | None) -> list[str]:
-    """The options in conf/ that are of this schema class; `none` has the group's own."""
-    names = [f"- {name}\n" for name, node in GROUP_SCHEMAS[group].items() if node is kind]
-    files = sorted(Path(conf_dir(), group).glob("*.yaml"))
-    return [file.stem for file in files if any(name in file.read_text("utf-8") for name in names)] or ["none"]
 
 
 def known_keys() -> list[str]:
     """Every dotted key of the schema, those of single options included."""
     keys = set(_keys(schema.Config))
-    for group, nodes in GROUP_SCHEMAS.items():
-        keys |= {f"{group}.{key}" for node in nodes.values() for key in _keys(node)}
+    for option in OPTIONS.values():
+        keys |= {f"{option.group.replace('/', '.')}.{key}" for key in _keys(option.kind)}
     return sorted(keys)
 
 
@@ -106,8 +110,7 @@ def _keys(node: type, prefix: str = "") -> Iterator[str]:
 
 def _options(message: str) -> list[str]:
     found = _OPTIONS.search(message)
-    names = found[1].split("\nConfig search path")[0].split() if found else []
-    return [name for name in names if not name.endswith("_schema")]
+    return found[1].split("\nConfig search path")[0].split() if found else []
 
 
 def _hint(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""The settings of a class, read from the source of its constructor without importing it.
+"""What a class is, read from its source without importing it: the settings of its constructor, its bases.
 
 A mistake on the command line is to be answered at once, and the classes live in modules that take seconds to import.
 So the constructor's arguments, their types and their defaults are read from the syntax tree: what the class says is
@@ -17,8 +17,10 @@ from clipkal import settings
 from clipkal.errors import ConfigError
 
 NAMES = {name: value for name, value in vars(settings).items() if not name.startswith("_")} | {
-    "float": float, "int": int, "bool": bool, "str": str, "list": list, "None": None, "Any": Any,
+    "float": float, "int": int, "bool": bool, "str": str, "list": list, "None": None,
 }  # fmt: skip
+
+Node = ast.ClassDef | ast.FunctionDef
 
 
 @dataclass(frozen=True)
@@ -41,29 +43,68 @@ def settings_of(target: str) -> tuple[Setting, ...]:
     Raises:
         ConfigError: there is no such class or function.
     """
+    found: dict[str, Setting] = {}
+    for module, function in _functions(target):
+        for one in _settings(module, function):
+            found.setdefault(one.name, one)
+    return tuple(found.values())
+
+
+@cache
+def arguments_of(target: str) -> frozenset[str]:
+    """The names of all arguments that a class or function takes."""
+    every = [function.args for _, function in _functions(target)]
+    return frozenset(one.arg for a in every for one in (*a.posonlyargs, *a.args, *a.kwonlyargs)) - {"self"}
+
+
+@cache
+def is_a(target: str, bases: tuple[str, ...]) -> bool:
+    """Whether a class descends from one of these, named where they are defined, or a function says it returns one."""
+    return any(f"{module}.{node.name}" in bases for module, node in _family(*_defined(target)))
+
+
+@cache
+def has_method(target: str, name: str) -> bool:
+    """Whether a class, or one of its bases, defines this method."""
+    defined = (one for _, node in _family(*_defined(target)) for one in getattr(node, "body", ()))
+    return any(isinstance(one, ast.FunctionDef) and one.name == name for one in defined)
+
+
+def _defined(target: str) -> tuple[str, Node]:
     module, _, name = target.rpartition(".")
     found = _definition(module, name) if module else None
-    if found is None:
+    if found is None or not isinstance(found[1], Node):
         raise ConfigError(f"_target_={target}: there is no such class or function")
-    return tuple(_settings(*found).values())
+    return found[0], found[1]
 
 
-def _settings(module: str, node: ast.ClassDef | ast.FunctionDef) -> dict[str, Setting]:
-    function = node if isinstance(node, ast.FunctionDef) else _constructor(node)
-    inherited: dict[str, Setting] = {}
-    if isinstance(node, ast.ClassDef) and (function is None or function.args.kwarg):
-        for base in reversed(node.bases):
-            if isinstance(base, ast.Name) and (found := _definition(module, base.id)):
-                inherited |= _settings(*found)
-    own = {one.name: one for one in _arguments(function)} if function else {}
-    return {name: one for name, one in inherited.items() if name not in own} | own
+def _family(module: str, node: Node) -> Iterator[tuple[str, Node]]:
+    """A class and all it descends from, in the order of its bases; of a function, what it returns."""
+    yield module, node
+    bases = node.bases if isinstance(node, ast.ClassDef) else [node.returns] if node.returns else []
+    for base in bases:
+        name = ast.unparse(base).strip("'\"")
+        within, _, last = name.rpartition(".")
+        found = _definition(within or module, last)
+        if found is not None and isinstance(found[1], Node):
+            yield from _family(found[0], found[1])
 
 
-def _constructor(node: ast.ClassDef) -> ast.FunctionDef | None:
-    return next((f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
+def _functions(target: str) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """The function, or the constructors that a call of the class reaches through their **keywords."""
+    module, node = _defined(target)
+    if isinstance(node, ast.FunctionDef):
+        yield module, node
+        return
+    for within, one in _family(module, node):
+        own = getattr(one, "body", ())
+        constructors = [f for f in own if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
+        yield from ((within, function) for function in constructors)
+        if constructors and not constructors[0].args.kwarg:
+            return
 
 
-def _arguments(function: ast.FunctionDef) -> Iterator[Setting]:
+def _settings(module: str, function: ast.FunctionDef) -> Iterator[Setting]:
     arguments = function.args
     defaulted = arguments.args[len(arguments.args) - len(arguments.defaults) :]
     pairs = [
@@ -74,28 +115,57 @@ def _arguments(function: ast.FunctionDef) -> Iterator[Setting]:
         if default is None or argument.annotation is None:
             continue
         try:
-            kind = eval(
-                compile(ast.Expression(argument.annotation), function.name, "eval"),
-                {"__builtins__": {}},
-                NAMES,
-            )
+            kind = _evaluated(module, argument.annotation)
             value = ast.literal_eval(default)
         except (NameError, TypeError, ValueError):
             continue  # a type or a default of the program's own
         if settings.is_plain(kind):
-            yield Setting(argument.arg, kind, value)
+            yield Setting(argument.arg, kind, list(value) if isinstance(value, tuple) else value)
 
 
-def _definition(module: str, name: str) -> tuple[str, ast.ClassDef | ast.FunctionDef] | None:
+def _evaluated(module: str, expression: ast.expr) -> Any:
+    """What a type says, its names looked up in `clipkal.settings` or where the module has them from."""
+    code = compile(ast.Expression(expression), module, "eval")
+    return eval(code, {"__builtins__": {}}, _Names(module))
+
+
+class _Names(dict[str, Any]):
+    """The names of a module's types: those of `clipkal.settings`, and aliases that it or another module assigns."""
+
+    def __init__(self, module: str):
+        super().__init__(NAMES)
+        self.module = module
+
+    def __missing__(self, name: str) -> Any:
+        found = _definition(self.module, name)
+        if found is None or isinstance(found[1], Node):
+            raise KeyError(name)
+        return _evaluated(found[0], found[1].value)
+
+
+def _definition(module: str, name: str) -> tuple[str, Node | ast.Assign] | None:
     """Where a name of a module is defined, through the imports that bring it there."""
     for node in _tree(module):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+        if isinstance(node, Node) and node.name == name:
             return module, node
-        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+        if isinstance(node, ast.Assign) and [ast.unparse(one) for one in node.targets] == [name]:
+            return module, node
+        if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return _definition(node.module, alias.name)
+                    return _definition(_imported(module, node), alias.name)
     return None
+
+
+def _imported(module: str, node: ast.ImportFrom) -> str:
+    """The module that an import names, a relative one from where it stands."""
+    if not node.level:
+        return node.module or ""
+    path = _source(module)
+    up = node.level - (path is not None and path.name == "__init__.py")
+    return ".".join(
+        [*module.split(".")[: len(module.split(".")) - up], *([node.module] if node.module else [])]
+    )
 
 
 @cache
@@ -107,11 +177,14 @@ def _tree(module: str) -> list[ast.stmt]:
 def _source(module: str) -> Path | None:
     """The file of a module; only the name of its top package is looked up, nothing is imported."""
     top, *rest = module.split(".")
-    spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(top) if top.isidentifier() else None
+    except ValueError:  # a module that was made here, such as __main__
+        return None
     if spec is None or spec.origin is None:
         return None
     if not rest:
-        return Path(spec.origin)
+        return Path(spec.origin) if spec.origin.endswith(".py") else None
     for folder in spec.submodule_search_locations or ():
         path = Path(folder).joinpath(*rest)
         for candidate in (path.with_suffix(".py"), path / "__init__.py"):

@@ -226,7 +226,9 @@ def _paths(frame: pd.DataFrame, pattern: str, rows: list[int]) -> list[str]:
         return frame[pattern].iloc[rows].tolist()
     cells = {field: frame[field].tolist() for field in _fields(pattern) if field != "row"}
     try:
-        return [pattern.format(**{name: column[row] for name, column in cells.items()}, row=row) for row in rows]
+        return [
+            pattern.format(**{name: column[row] for name, column in cells.items()}, row=row) for row in rows
+        ]
     except (ValueError, LookupError, AttributeError) as error:
         raise ConfigError(f"dataset.columns.path={pattern}: is no pattern of columns ({error})") from error
 

@@ -29,7 +29,7 @@ from clipkal.optim.base import (
 )
 from clipkal.optim.model.layers import twice_differentiable
 from clipkal.optim.parallel.shards import Group, Shards, broadcast, world_size
-from clipkal.settings import Count, Fraction, NonNegative, Positive, checked
+from clipkal.settings import Count, Fraction, NonNegative, Pair, Positive, checked
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -140,7 +140,7 @@ class AdamW(FirstOrder):
         model: nn.Module,
         lr: NonNegative = 1e-3,
         weight_decay: NonNegative = 0.01,
-        betas: tuple[float, float] = (0.9, 0.999),
+        betas: Pair = (0.9, 0.999),
         eps: NonNegative = 1e-8,
     ):
         settings = {"lr": lr, "weight_decay": weight_decay, "betas": tuple(betas), "eps": eps}
@@ -210,7 +210,7 @@ class Sophia(FirstOrder):
         model: nn.Module,
         lr: NonNegative = 0.06,
         weight_decay: NonNegative = 0.0,
-        betas: tuple[float, float] = (0.96, 0.99),
+        betas: Pair = (0.96, 0.99),
         p: Positive = 0.01,
         update_period: Count = 10,
         num_samples: Count = 1,

@@ -16,7 +16,7 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 simulation.
 """
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-KNOWN = {"kalman": 0, "adamw": 1, "kalman_diagonal": 2, "sgd": 3, "rkalman": 4, "reng": 5, "ring": 6}
+KNOWN = {"kalman": 0, "adamw": 1, "kalman_online": 2, "sgd": 3, "rkalman": 4, "reng": 5, "ring": 6}
 UNTRAINED = "#6b7280"
 LONGEST = 40
 

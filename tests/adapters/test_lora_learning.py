@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from clipkal.adapters.lora import LoRASettings, build_lora
+from clipkal.adapters.lora import build_lora
 from clipkal.backbones import load_backbone, text_features
 from clipkal.data.digits import NAMES, scans
 from clipkal.errors import DataError
@@ -45,8 +45,8 @@ def same_bits(model, before):
 
 def test_a_hundred_adamw_steps_leave_the_frozen_weights_alone(backbone, text, digits):
     before = copy.deepcopy(backbone.model.state_dict())
-    settings = LoRASettings(targets=["q", "v", "conv"], blocks="last:2")
-    adapter, (images, labels) = build_lora(backbone, PROMPTS, text, settings), digits
+    settings = {"targets": ["q", "v", "conv"], "blocks": "last:2"}
+    adapter, (images, labels) = build_lora(backbone, PROMPTS, text, **settings), digits
     optimizer = torch.optim.AdamW([p for p in adapter.parameters() if p.requires_grad], lr=1e-3)
     losses = []
     for step in range(100):
@@ -63,8 +63,8 @@ def test_a_hundred_adamw_steps_leave_the_frozen_weights_alone(backbone, text, di
 @pytest.mark.parametrize("observation", ["softmax", "categorical", "probs"])
 def test_a_kalman_filter_learns_from_images(backbone, text, digits, observation):
     before = copy.deepcopy(backbone.model.state_dict())
-    settings = LoRASettings(targets=["v", "out"], rank=2)
-    adapter, (images, labels) = build_lora(backbone, PROMPTS, text, settings), digits
+    settings = {"targets": ["v", "out"], "rank": 2}
+    adapter, (images, labels) = build_lora(backbone, PROMPTS, text, **settings), digits
     priors = adapter.prior_variances()
     filtered = KalmanFilter(adapter, observation, covariance="diagonal", priors=priors)
     with torch.no_grad():
@@ -81,7 +81,7 @@ def test_a_kalman_filter_learns_from_images(backbone, text, digits, observation)
 def test_with_b_at_zero_the_first_update_moves_b_alone(backbone, text, digits):
     """A has no Jacobian yet: it stays, and its variances keep their prior value until the second update."""
     images, labels = digits
-    adapter = build_lora(backbone, PROMPTS, text, LoRASettings(targets=["v"], rank=2))
+    adapter = build_lora(backbone, PROMPTS, text, targets=["v"], rank=2)
     name = next(n for n, _ in adapter.named_parameters() if n.endswith(".down.weight"))
     start = adapter.get_parameter(name).detach().clone()
     filtered = KalmanFilter(adapter, "softmax", covariance="diagonal", block=None)
@@ -94,7 +94,7 @@ def test_with_b_at_zero_the_first_update_moves_b_alone(backbone, text, digits):
 
 
 def test_the_prior_of_a_is_the_spread_of_its_start(backbone, text):
-    adapter = build_lora(backbone, PROMPTS, text, LoRASettings(rank=8))
+    adapter = build_lora(backbone, PROMPTS, text, rank=8)
     priors = adapter.prior_variances()
     assert list(priors) == [name for name, _ in adapter.named_parameters() if name.endswith(".down.weight")]
     for name, variance in priors.items():
@@ -102,7 +102,7 @@ def test_the_prior_of_a_is_the_spread_of_its_start(backbone, text):
 
 
 def test_the_text_tower_from_prompts(backbone, text):
-    adapter = build_lora(backbone, PROMPTS, settings=LoRASettings(towers="both"))
+    adapter = build_lora(backbone, PROMPTS, towers="both")
     torch.testing.assert_close(adapter.class_features(), text, rtol=1e-5, atol=1e-5)
     with pytest.raises(DataError, match="sentence"):
-        build_lora(backbone, [[], ["a one"]], settings=LoRASettings(towers="text"))
+        build_lora(backbone, [[], ["a one"]], towers="text")

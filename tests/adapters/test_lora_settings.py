@@ -119,4 +119,4 @@ def test_an_adapted_text_tower_refuses_classes_that_its_context_makes_the_same()
     backbone = SimpleNamespace(name="tiny", tokenizer=SimpleTokenizer(context_length=8))
     prompts = [["a photo of a very long car 2011"], ["a photo of a very long car 2012"]]
     with pytest.raises(DataError, match="context of 8 tokens"):
-        build_lora(backbone, prompts, settings=LoRASettings(towers="text"))
+        build_lora(backbone, prompts, towers="text")

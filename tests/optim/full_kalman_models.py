@@ -51,7 +51,7 @@ def reduced(
 
 def fixed(model: Bilinear, p0: float = 0.7, **options: object) -> Kalman:
     """The filter with nothing to choose."""
-    options = {"prior": p0, "temperature": 1.0, "precision": "float64", **options}
+    options = {"prior": p0, "posterior_temperature": 1.0, "precision": "float64", **options}
     return Kalman(model, **options)  # type: ignore[arg-type]
 
 

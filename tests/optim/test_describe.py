@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from clipkal.adapters.linear import LinearAdapter
-from clipkal.adapters.lora import LoRASettings, build_lora
+from clipkal.adapters.lora import build_lora
 from clipkal.backbones import load_backbone
 from clipkal.config import compose, conf_dir
 from clipkal.methods import make_build
 from clipkal.optim import Kalman, KalmanFilter
 
-KALMAN = {"optimizer": "KalmanFilter", "observation": "Categorical", "noise": "ModelNoise", "gate": "NoGate"}
+KALMAN = {"optimizer": "OnlineKalman", "observation": "Categorical", "noise": "ModelNoise", "gate": "NoGate"}
 SUBSPACE = {**KALMAN, "route": "bilinear", "covariance": "Subspace"}
 NATURAL = {"curvature": "bilinear", "fisher": "true", "solver": "cholesky"}
 LINEAR = {
@@ -30,18 +30,18 @@ LINEAR = {
         "precision": "float64",
     },
     "kalman_clip": {
-        "optimizer": "KalmanFilter",
+        "optimizer": "KalmanCLIP",
         "route": "bilinear",
         "covariance": "Diagonal",
         "observation": "Softmax",
         "noise": "ResidualNoise",
         "gate": "MahalanobisSoft",
     },
-    "kalman_diagonal": SUBSPACE,
+    "kalman_online": SUBSPACE,
     "kfac": {"optimizer": "KFAC", **NATURAL},
     "reng": {"optimizer": "RENG", **NATURAL},
     "ring": {"optimizer": "RING", **NATURAL},
-    "rkalman": SUBSPACE,
+    "rkalman": {**SUBSPACE, "optimizer": "RKalman"},
     "sam": {"optimizer": "SAM", "kernel": "plain"},
     "sgd": {"optimizer": "SGD", "kernel": "fused"},
     "sophia": {"optimizer": "SophiaH", "kernel": "plain"},
@@ -50,12 +50,12 @@ HOOKS = {**KALMAN, "route": "hooks", "covariance": "Diagonal"}
 LORA = {
     "adamw": LINEAR["adamw"],
     "kalman_clip": {**LINEAR["kalman_clip"], "route": "hooks"},
-    "kalman_diagonal": HOOKS,
+    "kalman_online": HOOKS,
     "kfac": {**LINEAR["kfac"], "curvature": "hooks"},
-    "loko": {**HOOKS, "observation": "Probs", "noise": "ResidualNoise"},
+    "loko": {**HOOKS, "optimizer": "LoKO", "observation": "Probs", "noise": "ResidualNoise"},
     "reng": {**LINEAR["reng"], "curvature": "hooks"},
     "ring": {**LINEAR["ring"], "curvature": "hooks"},
-    "rkalman": HOOKS,
+    "rkalman": {**HOOKS, "optimizer": "RKalman"},
 }
 
 
@@ -80,8 +80,7 @@ def lora():
     """LoRA in the mini-CLIP, over four made-up classes."""
     backbone = load_backbone(SimpleNamespace(model="mini", name="mini"))
     text = F.normalize(torch.randn(4, 128, generator=torch.Generator().manual_seed(0)), dim=-1)
-    settings = LoRASettings(rank=2, blocks="last:1")
-    return lambda: build_lora(backbone, [["a thing"]] * 4, text, settings)
+    return lambda: build_lora(backbone, [["a thing"]] * 4, text, rank=2, blocks="last:1")
 
 
 @pytest.mark.parametrize("method", LORA)

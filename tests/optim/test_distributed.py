@@ -80,7 +80,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Make]] = {
     "rho, fading": (bilinear, lambda m: RKalman(m, rho_as="relative", fading=0.9, process_noise=1e-3)),
     "net, diagonal": (net, lambda m: KalmanFilter(m, block=3)),
     "net, lowrank": (net, lambda m: KalmanFilter(m, covariance="lowrank", rho=0.01)),
-    "net, scalar observation": (net, lambda m: KalmanCLIP(m, gate="imq")),
+    "net, scalar observation": (net, lambda m: KalmanFilter(m, "softmax", "residual", gate="imq")),
     "net, one image at a time": (net, lambda m: OnlineKalman(m, block=1)),
     "function space": (bilinear, lambda m: Kalman(m, precision="float64")),
     "adamw": (net, lambda m: AdamW(m, lr=0.01)),

@@ -32,7 +32,7 @@ class Draws(TorchDispatchMode):
 MORE = {
     "function space, probes": (
         bilinear,
-        lambda m: Kalman(m, prior="evidence", solver="cg", temperature="crossval"),
+        lambda m: Kalman(m, prior="evidence", solver="cg", posterior_temperature="crossval"),
     )
 }
 

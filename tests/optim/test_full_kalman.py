@@ -87,7 +87,7 @@ def test_the_temperature_scales_the_covariance_and_leaves_the_map() -> None:
     covariances, weights = [], []
     for temperature in (1.0, 0.25, 0.0):
         model, x, y = problem()
-        f = fixed(model, temperature=temperature)
+        f = fixed(model, posterior_temperature=temperature)
         f.step(x, y)
         covariances.append(f.logit_covariance(x))
         weights.append(model.weight.detach())

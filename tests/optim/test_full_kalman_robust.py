@@ -48,7 +48,7 @@ def test_cg_and_direct_fits_agree() -> None:
     results = []
     for solver in ("direct", "cg"):
         model, x, y, test, _ = shots(5, 6, d=16)
-        f = Kalman(model.double(), prior=0.3, solver=solver, temperature=1.0, precision="float64")  # type: ignore[arg-type]
+        f = Kalman(model.double(), prior=0.3, solver=solver, posterior_temperature=1.0, precision="float64")  # type: ignore[arg-type]
         f.step(x.double(), y)
         results.append((model.weight.detach(), f.logit_covariance(test.double())))
     torch.testing.assert_close(results[0], results[1], atol=1e-8, rtol=1e-8)
@@ -109,7 +109,7 @@ def test_separable_shots_do_not_send_the_prior_to_infinity() -> None:
 
 def test_temperature_by_cross_validation_is_one_of_its_grid() -> None:
     model, x, y, _, _ = shots(6, 6)
-    info = Kalman(model, temperature="crossval").step(x, y)
+    info = Kalman(model, posterior_temperature="crossval").step(x, y)
     assert 0 <= info.metrics["temperature"] <= 1
 
 
@@ -140,7 +140,7 @@ def test_a_step_brings_the_logit_scale_back_to_its_reference() -> None:
     """So that the model's logits are the MAP's, whatever became of the scale meanwhile."""
     model, x, y, test, _ = shots(6, 4)
     other = Bilinear(model.text, 32, 8.0)
-    filters = [Kalman(m, prior=0.2, temperature=1e-12) for m in (model, other)]
+    filters = [Kalman(m, prior=0.2, posterior_temperature=1e-12) for m in (model, other)]
     other.log_scale.data += 0.5
     for f in filters:
         f.step(x, y)
@@ -274,8 +274,8 @@ def test_a_generator_names_its_draws_in_any_batches() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"prior": -1.0}, {"prior": 0.0}, {"prior": "best"}, {"solver": "x"}, {"temperature": -0.1},
-        {"temperature": "x"}, {"precision": "x"}, {"folds": 1}, {"ratio": 0.0}, {"prior": math.nan},
+        {"prior": -1.0}, {"prior": 0.0}, {"prior": "best"}, {"solver": "x"}, {"posterior_temperature": -0.1},
+        {"posterior_temperature": "x"}, {"precision": "x"}, {"folds": 1}, {"ratio": 0.0}, {"prior": math.nan},
     ],
 )  # fmt: skip
 def test_options_are_checked(options: dict[str, object]) -> None:

@@ -66,7 +66,7 @@ def test_the_posterior_and_evidence_of_kalman_are_laplace_torchs(solver: str, to
     model = Bilinear(torch.eye(4).double(), 6, scale=2.0)
     x, y = batch(B=20)
     new = torch.randn(5, 6).double()
-    filtered = Kalman(model, prior=PRIOR, temperature=1.0, precision="float64", solver=solver)
+    filtered = Kalman(model, prior=PRIOR, posterior_temperature=1.0, precision="float64", solver=solver)
     evidence = filtered.step(x, y).log_evidence
     net = nn.Sequential(nn.Linear(6, 4, bias=False)).double()
     net[0].weight.data.copy_(2 * (model.base + model.weight))

@@ -95,11 +95,11 @@ IMPOSSIBLE = [
     *[(KalmanFilter, {"process_noise": value}) for value in (-1e-3, nan, inf, 1e30)],
     *[(KalmanFilter, {"fading": value}) for value in (0.0, 1.01, nan)],
     *[(KalmanFilter, {"rho": value}) for value in (-1.0, nan, inf)],
-    *[(KalmanFilter, {name: nan}) for name in ("ratio", "warmup", "epochs", "temperature")],
-    *[(KalmanFilter, {"temperature": value}) for value in (-1.0, "warm", inf)],
+    *[(KalmanFilter, {name: nan}) for name in ("ratio", "warmup", "epochs", "posterior_temperature")],
+    *[(KalmanFilter, {"posterior_temperature": value}) for value in (-1.0, "warm", inf)],
     (KalmanFilter, {"priors": {"weight": nan}}),
     *[(Kalman, {"prior": value}) for value in (1e30, nan, -1.0, "wide")],
-    *[(Kalman, {name: nan}) for name in ("temperature", "ratio", "folds", "probes")],
+    *[(Kalman, {name: nan}) for name in ("posterior_temperature", "ratio", "folds", "probes")],
     *[
         (KFAC, {name: value})
         for name in ("lr", "damping", "weight_decay", "momentum")

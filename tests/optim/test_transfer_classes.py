@@ -30,7 +30,7 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, share: float) -> Non
 @pytest.fixture
 def learnt():
     model, inputs, labels = problem()
-    optimizer = fixed(model, temperature=0.8)
+    optimizer = fixed(model, posterior_temperature=0.8)
     optimizer.step(inputs, labels)
     return model, optimizer
 
@@ -97,7 +97,7 @@ def test_learning_goes_on_from_the_learnt_classes_after_a_look_at_others(learnt)
     model.text = text
     optimizer.step(inputs, labels)
     again, first_inputs, first_labels = problem()
-    other = fixed(again, temperature=0.8)
+    other = fixed(again, posterior_temperature=0.8)
     other.step(first_inputs, first_labels)
     other.step(inputs, labels)
     torch.testing.assert_close(model.weight, again.weight)

@@ -15,8 +15,8 @@ from clipkal.optim import Posterior
 
 SHIFTS = {"test": 1.0, "sketch": 0.55, "photo": 0.75, "new": 0.9, "pets": 0.8, "cars": 0.5}
 ROLES = {"test": "id", "new": "transfer", "pets": "transfer", "cars": "transfer"}
-SKILL = {"zeroshot": 1.4, "adamw": 1.9, "kalman": 2.1, "kalman_diagonal": 1.95}
-SHARPNESS = {"zeroshot": 1.0, "adamw": 2.2, "kalman": 1.3, "kalman_diagonal": 1.5}
+SKILL = {"zeroshot": 1.4, "adamw": 1.9, "kalman": 2.1, "kalman_online": 1.95}
+SHARPNESS = {"zeroshot": 1.0, "adamw": 2.2, "kalman": 1.3, "kalman_online": 1.5}
 
 
 @dataclass
@@ -69,7 +69,7 @@ def write_run(root: Path, finished: bool = True, folder: str = "", version: int 
         "backbone": "mini",
         "method": "kalman",
         "adapter": "linear",
-        "optimizer": "function_space",
+        "optimizer": "kalman",
     }
     run |= {
         "predictive": "sampled",

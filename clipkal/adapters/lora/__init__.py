@@ -1,6 +1,6 @@
 """LoRA for CLIP's towers: the trainable state that LoKO filters, from images to logits.
 
-`build_lora(backbone, prompts, text_features, LoRASettings(…))` makes a `LoRAAdapter`. The frozen model is only
+`build_lora(backbone, prompts, text_features, rank=…)` makes a `LoRAAdapter`. The frozen model is only
 read, no module is replaced, and `torch.func` can differentiate and vectorise it.
 """
 

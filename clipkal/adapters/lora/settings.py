@@ -2,12 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field
 
 from clipkal.errors import ConfigError
 
-TARGETS = ("q", "k", "v", "out", "fc1", "fc2", "conv")
-TOWERS = ("vision", "text", "both")
+Target = Literal["q", "k", "v", "out", "fc1", "fc2", "conv"]
+Tower = Literal["vision", "text", "both"]
+Blocks = Annotated[
+    Annotated[str, Field(pattern="^(all|(first|last):0*[1-9][0-9]*)$")] | Sequence[int],
+    Field(description="all, first:2, last:2 or a list of numbers"),
+]
+TARGETS, TOWERS = get_args(Target), get_args(Tower)
 
 
 @dataclass(frozen=True)

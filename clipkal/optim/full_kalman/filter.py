@@ -79,9 +79,9 @@ class Kalman(Posterior, BatchOptimizer):
         model: a bilinear model (optim/model/bilinear.py). If it has a `log_scale`, its value at construction is the
             reference scale of the prior, which every step writes back.
         prior: p₀, or how to choose it from the shots: "crossval", "evidence" or "ratio" (hyperparameters.py).
-        temperature: T of the samples: T times the Laplace covariance around the MAP. 1 is the Laplace posterior, 0 the MAP;
-            "unit": the T ≤ 1 for which the prior standard deviation of a sample's logit is draw_logit_sd; "crossval": the T
-            that predicts held-out shots best ("unit" where nothing can be held out).
+        posterior_temperature: T of the samples: T times the Laplace covariance around the MAP. 1 is the Laplace posterior,
+            0 the MAP; "unit": the T ≤ 1 for which the prior standard deviation of a sample's logit is draw_logit_sd;
+            "crossval": the T that predicts held-out shots best ("unit" where nothing can be held out).
         solver: "direct" (Cholesky in D = r·t unknowns), "cg", or "auto": CG while searching unless D is small, Cholesky
             afterwards if D ≤ max_direct.
         precision: float type of the algebra: "float64", "float32", or "auto" (float32 from 2²² multiply-adds a product on,
@@ -91,12 +91,12 @@ class Kalman(Posterior, BatchOptimizer):
             logit. Used as it stands where nothing can be held out (one shot).
         prior_spread: standard deviation of log p₀ under the hyper-prior.
         folds: of the cross-validation.
-        draw_logit_sd: for temperature="unit".
+        draw_logit_sd: for posterior_temperature="unit".
         probes: random sign vectors of the Lanczos log-determinant.
         seed: of the probes and of the cross-validation's samples. All are drawn on the CPU, in coordinates whose signs are
             those of the device's own eigensolver: on another device an estimate from probes is another one of the same
             accuracy (evidence.py).
-        max_direct: largest number of unknowns for a Cholesky factor (8·D² bytes).
+        max_direct: largest number of unknowns for a Cholesky factor (8·D² bytes); 100 draws cost far less so than by CG.
         group: the processes that share each batch where `torch.distributed` is initialised; None: all. Every one gathers
             features and labels of all, exactly, and solves the whole problem: memory is shared by none.
 
@@ -111,7 +111,7 @@ class Kalman(Posterior, BatchOptimizer):
         self,
         model: nn.Module,
         prior: Variance | Literal["crossval", "evidence", "ratio"] = "crossval",
-        temperature: NonNegative | Literal["unit", "crossval"] = "unit",
+        posterior_temperature: NonNegative | Literal["unit", "crossval"] = "unit",
         solver: Literal["auto", "direct", "cg"] = "auto",
         precision: Precision = "auto",
         ratio: Variance = 1.0,
@@ -121,14 +121,14 @@ class Kalman(Posterior, BatchOptimizer):
         draw_logit_sd: Variance = 1.0,
         probes: Count = 8,
         seed: int = 0,
-        max_direct: int = 1500,
+        max_direct: int = 4096,
         group: Group | None = None,
     ):
         super().__init__(model)
         if not is_bilinear(model):
             raise TypeError("Kalman needs a bilinear model: a `weight` and `jacobian_factors(inputs)`")
         self.settings = Settings(
-            prior, temperature, solver, precision, ratio, prior_logit_sd, prior_spread, folds, draw_logit_sd,
+            prior, posterior_temperature, solver, precision, ratio, prior_logit_sd, prior_spread, folds, draw_logit_sd,
             probes, seed, max_direct,
         )  # fmt: skip
         self.group = group

@@ -52,7 +52,7 @@ class Settings:
     """The arguments of `Kalman`, documented there, and the rules that follow from them."""
 
     prior: float | Literal["crossval", "evidence", "ratio"]
-    temperature: float | Literal["unit", "crossval"]
+    posterior_temperature: float | Literal["unit", "crossval"]
     solver: Literal["auto", "direct", "cg"]
     precision: Precision
     ratio: float
@@ -139,9 +139,11 @@ def _choose_temperature(
     model: ReducedModel, settings: Settings, log_variance: float, validation: "CrossValidation"
 ) -> float:
     """T: given, or at most 1 by rule, or by cross-validation where something can be held out."""
-    if not isinstance(settings.temperature, str):
-        return float(settings.temperature)
-    found = validation.best_temperature(model.amplitude) if settings.temperature == "crossval" else None
+    if not isinstance(settings.posterior_temperature, str):
+        return float(settings.posterior_temperature)
+    found = (
+        validation.best_temperature(model.amplitude) if settings.posterior_temperature == "crossval" else None
+    )
     return min(1.0, settings.draw_logit_sd**2 * math.exp(-log_variance)) if found is None else found
 
 

@@ -66,7 +66,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         block: how many images are taken jointly. 1: one after the other, each linearised at the newest θ; None:
             the whole batch in one joint update; "auto": as many as keep a block cheap, at most 8 (64 for one
             scalar an image off the analytic route). Only the joint form is invariant to the batch's order.
-        temperature: T of the draws, from N(θ̄, T P); "unit": the T ≤ 1 at which the prior's draws of the logits have
+        posterior_temperature: T of the draws, from N(θ̄, T P); "unit": the T ≤ 1 at which the prior's draws of the logits have
             unit variance on the first batch (prior.py says why).
         route: auto | bilinear | hooks | func.
         memory: bytes that Jacobian rows may take.
@@ -97,7 +97,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         epochs: Count = 1,
         epochs_as: Literal["tempered", "optimiser"] = "tempered",
         block: Count | Literal["auto"] | None = "auto",
-        temperature: NonNegative | Literal["unit"] = 1.0,
+        posterior_temperature: NonNegative | Literal["unit"] = 1.0,
         route: str = "auto",
         memory: Count = 1 << 28,
         group: Group | None = None,
@@ -124,13 +124,19 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         self.network = is_network(self.vector, self.priors)
         self.ratio = ratio or default_ratio * (NETWORK if self.network else 1.0)
         self.process_noise, self.fading = process_noise, fading
-        self.rho, self.warmup, self.store_regularisation = rho, warmup, store_regularisation
-        self.rho_scale = 1.0 if rho_as == "absolute" else 0.0  # 0: to be set by the first batch
+        self.regularise(rho, rho_as, warmup, store_regularisation)
         self.block, self.memory = block, memory
-        self.unit_draws = temperature == "unit"
-        self.temperature = 1.0 if temperature == "unit" else float(temperature)
+        self.unit_draws = posterior_temperature == "unit"
+        self.temperature = 1.0 if posterior_temperature == "unit" else float(posterior_temperature)
         self.steps = 0
         self.prior_variance: float | None = None
+
+    def regularise(
+        self, rho: float, rho_as: Literal["absolute", "relative"], warmup: int, store_regularisation: bool
+    ) -> None:
+        """R-Kalman's shrinkage from now on; the arguments are the constructor's."""
+        self.rho, self.warmup, self.store_regularisation = rho, warmup, store_regularisation
+        self.rho_scale = 1.0 if rho_as == "absolute" else 0.0  # 0: to be set by the first batch
 
     # The filter
 

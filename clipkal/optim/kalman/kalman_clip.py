@@ -14,12 +14,15 @@ negatives), a diagonal Σ, a scalar R by a moving average of posterior residuals
 d_i² = e_i² / S_ii with R_ii ← R_ii max(1, d_i²/c), and P₀ by the ratio rule (prior.py).
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Literal
 
 from torch import nn
 
 from clipkal.optim.kalman.filter import KalmanFilter
-from clipkal.optim.kalman.observation import MahalanobisSoft, ResidualNoise
+from clipkal.optim.kalman.observation import MahalanobisSoft, Quantile, ResidualNoise
+from clipkal.optim.parallel.shards import Group
+from clipkal.settings import Count, Fraction, NonNegative, Variance, checked
 
 
 class KalmanCLIP(KalmanFilter):
@@ -29,10 +32,35 @@ class KalmanCLIP(KalmanFilter):
         model: see `KalmanFilter`.
         beta: forgetting factor of R an image.
         quantile: of the χ² distribution, above which an image's noise is inflated.
-        settings: any other of `KalmanFilter`, which override the paper's.
+        observation: the similarity: "softmax" over the classes, or "cosine", the literal text.
+        block: None, the paper's joint observation of the batch; or as in `KalmanFilter`.
+        prior, ratio, posterior_temperature, priors, group: see `KalmanFilter`.
     """
 
-    def __init__(self, model: nn.Module, beta: float = 0.9995, quantile: float = 0.99, **settings: Any):
-        noise, gate = ResidualNoise(beta=beta), MahalanobisSoft(quantile)
-        ours = {"observation": "softmax", "noise": noise, "gate": gate, "covariance": "diagonal"}
-        super().__init__(model, **{**ours, "block": None, "epochs_as": "optimiser", **settings})
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        beta: Fraction = 0.9995,
+        quantile: Quantile = 0.99,
+        observation: Literal["softmax", "cosine"] = "softmax",
+        block: Count | Literal["auto"] | None = None,
+        prior: Variance | Literal["ratio"] = "ratio",
+        ratio: Variance | None = None,
+        posterior_temperature: NonNegative | Literal["unit"] = 1.0,
+        priors: Mapping[str, float] | None = None,
+        group: Group | None = None,
+    ):
+        super().__init__(
+            model,
+            observation=observation,
+            noise=ResidualNoise(beta=beta),
+            gate=MahalanobisSoft(quantile),
+            covariance="diagonal",
+            block=block,
+            prior=prior,
+            ratio=ratio,
+            posterior_temperature=posterior_temperature,
+            priors=priors,
+            group=group,
+        )

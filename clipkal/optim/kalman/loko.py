@@ -14,12 +14,15 @@ it means the parameters of LoRA. Ours: class probabilities as the output h, R̂ 
 and full C × C, an R₀ that counts one more image (`Observation.first_variance`), P₀ by the ratio rule (prior.py).
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Literal
 
 from torch import nn
 
 from clipkal.optim.kalman.filter import KalmanFilter
 from clipkal.optim.kalman.observation import ResidualNoise
+from clipkal.optim.parallel.shards import Group
+from clipkal.settings import Fraction, NonNegative, Variance, checked
 
 
 class LoKO(KalmanFilter):
@@ -28,10 +31,32 @@ class LoKO(KalmanFilter):
     Args:
         model: see `KalmanFilter`.
         beta: forgetting factor of R an image.
-        settings: any other of `KalmanFilter`, which override the paper's.
+        observation: "probs", the paper's class probabilities; "softmax", of the true class only: one number an image, for
+            very many classes.
+        prior, ratio, posterior_temperature, priors, group: see `KalmanFilter`.
     """
 
-    def __init__(self, model: nn.Module, beta: float = 0.9995, **settings: Any):
-        noise = ResidualNoise(beta=beta, shape="full")
-        ours = {"observation": "probs", "noise": noise, "covariance": "diagonal", "block": 1}
-        super().__init__(model, **{**ours, "epochs_as": "optimiser", **settings})
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        beta: Fraction = 0.9995,
+        observation: Literal["probs", "softmax"] = "probs",
+        prior: Variance | Literal["ratio"] = "ratio",
+        ratio: Variance | None = None,
+        posterior_temperature: NonNegative | Literal["unit"] = 1.0,
+        priors: Mapping[str, float] | None = None,
+        group: Group | None = None,
+    ):
+        super().__init__(
+            model,
+            observation=observation,
+            noise=ResidualNoise(beta=beta, shape="full"),
+            covariance="diagonal",
+            block=1,
+            prior=prior,
+            ratio=ratio,
+            posterior_temperature=posterior_temperature,
+            priors=priors,
+            group=group,
+        )

@@ -12,11 +12,15 @@ P diagonal in the basis of the data (models that are not bilinear: in the parame
 classes merged, P₀ by the ratio rule and draws at unit temperature (prior.py), tempering over epochs.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Literal
 
 from torch import nn
 
+from clipkal.optim.kalman.categorical import Categorical
 from clipkal.optim.kalman.filter import KalmanFilter
+from clipkal.optim.parallel.shards import Group
+from clipkal.settings import Count, Fraction, NonNegative, Share, Variance, checked
 
 
 class OnlineKalman(KalmanFilter):
@@ -24,9 +28,39 @@ class OnlineKalman(KalmanFilter):
 
     Args:
         model: see `KalmanFilter`.
-        settings: any of `KalmanFilter`.
+        merge: see `Categorical`; 0 keeps all classes apart.
+        prior, ratio, process_noise, fading, epochs, epochs_as, block, posterior_temperature, priors, group: see
+            `KalmanFilter`.
     """
 
-    def __init__(self, model: nn.Module, **settings: Any):
-        ours = {"observation": "categorical_merged", "covariance": "auto", "temperature": "unit"}
-        super().__init__(model, **{**ours, **settings})
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        merge: Fraction = 0.1,
+        prior: Variance | Literal["ratio"] = "ratio",
+        ratio: Variance | None = None,
+        process_noise: NonNegative = 0.0,
+        fading: Share = 1.0,
+        epochs: Count = 1,
+        epochs_as: Literal["tempered", "optimiser"] = "tempered",
+        block: Count | Literal["auto"] | None = "auto",
+        posterior_temperature: NonNegative | Literal["unit"] = "unit",
+        priors: Mapping[str, float] | None = None,
+        group: Group | None = None,
+    ):
+        super().__init__(
+            model,
+            observation=Categorical(merge),
+            covariance="auto",
+            prior=prior,
+            ratio=ratio,
+            process_noise=process_noise,
+            fading=fading,
+            epochs=epochs,
+            epochs_as=epochs_as,
+            block=block,
+            posterior_temperature=posterior_temperature,
+            priors=priors,
+            group=group,
+        )

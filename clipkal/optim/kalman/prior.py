@@ -64,7 +64,7 @@ def is_network(vector: ParameterVector, apart: Collection[str]) -> bool:
 
 
 def unit_temperature(jacobian: Jacobian, p0: float, apart: Collection[str]) -> float:
-    """T ≤ 1 for which draws from the prior p₀ have logits of unit variance, as temperature="unit" of `Kalman`.
+    """T ≤ 1 for which draws from the prior p₀ have logits of unit variance, as posterior_temperature="unit" of `Kalman`.
 
     At p₀ large enough to learn from few images nearly all the variance at a new image is prior variance, which no
     image has seen; at T = 1 the average over draws is then far under-confident, though its mean predicts well.

@@ -13,22 +13,31 @@ P̃ is exactly what a pseudo-observation θ_k = θ_{k−1} + N(0, I/λ_k) leaves
 first batch, and λ_k used for the gain only (store_regularisation=True keeps it in P, which then loses plasticity for good).
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from clipkal.optim.kalman.online import OnlineKalman
+from clipkal.settings import NonNegative, Steps, checked
 
 
 class RKalman(OnlineKalman):
     """R-Kalman (arXiv 2601.18420), reconstructed: λ_k = ρ‖HᵀR⁻¹e‖² shrinks P before the step of `OnlineKalman`.
 
     Args:
-        model: see `KalmanFilter`.
-        rho: ρ, relative to the first batch unless rho_as="absolute".
-        settings: any other of `KalmanFilter`.
+        model, settings: see `OnlineKalman`.
+        rho, rho_as, warmup, store_regularisation: see `KalmanFilter`.
     """
 
-    def __init__(self, model: nn.Module, rho: float = 0.1, **settings: Any):
-        ours = {"rho": rho, "rho_as": "relative", "store_regularisation": False}
-        super().__init__(model, **{**ours, **settings})
+    @checked
+    def __init__(
+        self,
+        model: nn.Module,
+        rho: NonNegative = 0.1,
+        rho_as: Literal["absolute", "relative"] = "relative",
+        warmup: Steps = 0,
+        store_regularisation: bool = False,
+        **settings: Any,
+    ):
+        super().__init__(model, **settings)
+        self.regularise(rho, rho_as, warmup, store_regularisation)

@@ -75,7 +75,7 @@ def test_an_iterated_block_ends_at_the_map_with_the_laplace_evidence(
     found = []
     for make in (
         lambda m: KalmanFilter(m, covariance=iterated, prior=PRIOR, block=None),
-        lambda m: Kalman(m, prior=PRIOR, precision="float64", temperature=1.0),
+        lambda m: Kalman(m, prior=PRIOR, precision="float64", posterior_temperature=1.0),
     ):
         torch.manual_seed(2)
         model = bilinear(scale=scale)

@@ -291,8 +291,8 @@ def test_a_compiled_forward_gives_the_same_filter(make: Any) -> None:
         ({"covariance": "full"}, "diagonal, subspace"),
         ({"observation": "categorical", "noise": "fixed"}, "its own noise"),
         ({"noise": "pink"}, "unknown noise"),
-        ({"temperature": "warm"}, "temperature"),
-        ({"temperature": -1.0}, "temperature"),
+        ({"posterior_temperature": "warm"}, "posterior_temperature"),
+        ({"posterior_temperature": -1.0}, "posterior_temperature"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict, message: str) -> None:
@@ -304,7 +304,7 @@ def test_settings_that_cannot_be_are_refused(settings: dict, message: str) -> No
 def test_unit_temperature_draws_a_prior_of_unit_logit_variance_and_survives_a_checkpoint(make: Any) -> None:
     x, y = batch()
     model = make()
-    plain, unit = (KalmanFilter(model, prior=3.0, temperature=t) for t in (1.0, "unit"))
+    plain, unit = (KalmanFilter(model, prior=3.0, posterior_temperature=t) for t in (1.0, "unit"))
     plain.step(x, y)
     plain.load_state_dict(copy.deepcopy(plain.state_dict()))
     unit.step(x, y)
@@ -314,7 +314,7 @@ def test_unit_temperature_draws_a_prior_of_unit_logit_variance_and_survives_a_ch
     T = unit.temperature
     assert 3.0 * T * float(centred.square().sum()) / (8 * 3) == pytest.approx(1.0, rel=0.5)
     assert T < 1
-    resumed = KalmanFilter(model, prior=3.0, temperature="unit")
+    resumed = KalmanFilter(model, prior=3.0, posterior_temperature="unit")
     resumed.load_state_dict(unit.state_dict())
     assert resumed.temperature == T
     covariance = unit.logit_covariance(x)

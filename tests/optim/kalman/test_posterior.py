@@ -17,7 +17,7 @@ def small_net(classes: int = 4) -> nn.Module:
 @pytest.mark.parametrize("make", [small_net, bilinear])
 def test_draws_have_the_moments_of_the_linearised_model(covariance: str, make) -> None:
     model = make()
-    filtered = KalmanFilter(model, covariance=covariance, prior=0.2, temperature=0.5)
+    filtered = KalmanFilter(model, covariance=covariance, prior=0.2, posterior_temperature=0.5)
     filtered.step(*batch())
     new = batch(B=3)[0]
     draws = filtered.logit_samples(new, 40_000, torch.Generator().manual_seed(1))
