@@ -68,6 +68,7 @@ class FirstOrder(BatchOptimizer):
         self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
 
     def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
+        """One step of the wrapped optimiser on the gradient of the whole batch; refusals as in `BatchOptimizer`."""
         check_finite_everywhere(inputs, "inputs", self.group)
         value = self._evaluate(inputs, targets)
         self._move(inputs, targets)
