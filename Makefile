@@ -24,7 +24,7 @@ install: $(STAMP)  ## make .venv and install clipkal into it
 DEMO = clipkal -m dataset=rendered,digits method=zeroshot,adamw,kalman_online,kalman fewshot.shots=1,4,16 seed=1,2,3 \
        output_dir=outputs/demo tracking=disabled hydra/launcher=joblib hydra.launcher.n_jobs=2
 
-demo: $(STAMP)  ## fine-tune the embedded CLIP on two embedded sets, 72 runs, and report (about 3 minutes)
+demo: $(STAMP)  ## fine-tune the embedded CLIP on two embedded sets, 72 runs, and report (one to two minutes)
 	@echo "==> $(DEMO)"
 	@OMP_NUM_THREADS=1 $(BIN)/$(DEMO)
 	@echo "==> clipkal-report outputs/demo"
