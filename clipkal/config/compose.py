@@ -22,8 +22,13 @@ def conf_dir() -> str:
 
 
 def register(config_dir: str | Path | None = None) -> None:
-    """Makes the schemas available to the YAML files of `conf/` and of a folder of the user's own by name."""
+    """Makes the schemas available to the YAML files of `conf/` and of a folder of the user's own by name.
+
+    Hydra copies its store for every group that it lists, 150 times for `--help`, and changes no copy: it gets the
+    store itself.
+    """
     store = ConfigStore.instance()
+    setattr(ConfigStore, "__deepcopy__", lambda store, _: store)  # noqa: B010 (mypy knows no such method)
     store.store(name="schema", node=schema.Config)
     for folder in (conf_dir(), *([config_dir] if config_dir else [])):
         for option in find_options(Path(folder)):
