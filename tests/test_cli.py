@@ -270,3 +270,17 @@ def test_a_shift_is_held_against_its_rules_too():
         ConfigError, match=rf"dataset\.shifts\.{name}\.border should be greater than or equal to 0, not -1"
     ):
         check(cfg)
+
+
+def test_a_tilde_without_a_home_is_one_line(monkeypatch):
+    from clipkal.config import compose
+
+    def no_home(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    cfg = compose(["dataset=folder", "data.root='~/images'"])
+    monkeypatch.setattr("pathlib.Path.expanduser", no_home)
+    with pytest.raises(
+        ConfigError, match="~/images: there is no home directory for ~ here; give the whole path"
+    ):
+        check(cfg)

@@ -87,9 +87,9 @@ def _files(cfg: Any) -> list[Path]:
     if cfg.model == "mini":
         return sorted(path for path in MINI_FOLDER.iterdir() if path.is_file())
     if str(cfg.model).startswith("local-dir:"):
-        folder = Path(str(cfg.model).removeprefix("local-dir:")).expanduser()
+        folder = files.expanded(str(cfg.model).removeprefix("local-dir:"))
         return sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    path = Path(str(cfg.pretrained)).expanduser()
+    path = files.expanded(str(cfg.pretrained))
     beside = path.with_name(CONFIG_FILE)
     return [one for one in (path, beside) if one.is_file()] if path.is_file() else []
 

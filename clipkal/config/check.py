@@ -7,11 +7,11 @@ ConfigError with one line that names the key and what to type instead.
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from clipkal import files
 from clipkal.config.explain import no_such_setting
 from clipkal.config.options import check_targets
 from clipkal.config.signatures import has_method
@@ -88,7 +88,7 @@ def _check_together(cfg: DictConfig) -> None:
         )
     source = cfg.dataset.source
     if cfg.dataset.path is None and source in NEEDS_PATH:
-        place = Path(cfg.data.root).expanduser() / cfg.dataset.name
+        place = files.expanded(cfg.data.root) / cfg.dataset.name
         if not place.exists():
             raise ConfigError(
                 f"dataset={cfg.dataset.name} needs a place: type dataset.path={NEEDS_PATH[source]} (there is no {place})"

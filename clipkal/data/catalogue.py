@@ -52,7 +52,7 @@ class Entry:
 
     def path(self, root: str | Path) -> Path:
         """Where its folder or file is, as the loader sees it."""
-        return Path(root).expanduser().absolute() / Path(self.config.get("path") or self.name).expanduser()
+        return files.expanded(root).absolute() / files.expanded(self.config.get("path") or self.name)
 
 
 def names(config_dir: Path | None = None) -> list[str]:

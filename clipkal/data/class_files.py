@@ -32,7 +32,7 @@ def class_names(given: Any, root: Path) -> ClassNames:
     if given is None:
         return None
     if isinstance(given, str):
-        path = root / Path(given).expanduser()
+        path = root / files.expanded(given)
         way_out = f"check {key}"
         given = files.read_json(path, WHAT, way_out) if path.suffix == ".json" else _lines(path, way_out)
         key = str(path)
@@ -61,7 +61,7 @@ def class_map(key: str, given: Any, root: Path) -> dict[str, str] | None:
         return None
     if isinstance(given, str):
         own = {path.stem: path for path in CLASS_MAPS.glob("*.json")}
-        path = own.get(given, root / Path(given).expanduser())
+        path = own.get(given, root / files.expanded(given))
         given, key = files.read_json(path, "class map", f"check {key}"), str(path)
     given = _plain(given)
     if not isinstance(given, Mapping) or not given:

@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from clipkal import files
 from clipkal.data import Dataset, ImageSet
 from clipkal.data.aircraft import is_aircraft
 from clipkal.data.catalogue import EMBEDDED, Entry
@@ -81,7 +82,7 @@ def missing(one: Entry, root: str | Path) -> list[str]:
     places = [path / domain for domain in known.domains] if known and config.get("id_domain") else []
     places += read_spec(OmegaConf.merge(config, {"class_names": None}), root).elsewhere.values()
     if isinstance(config.get("class_names"), str):
-        places.append(Path(root).expanduser() / config.class_names)
+        places.append(files.expanded(root) / config.class_names)
     return lacking + [str(place) for place in places if not place.exists()]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from clipkal import files
 from clipkal.backbones.sources import MINI_FOLDER
 from clipkal.config.schema import DatasetConfig
 from clipkal.data import FewShotTask
@@ -65,19 +66,19 @@ def _ids(task: FewShotTask) -> Iterator[str]:
 
 
 def _named_files(cfg: DictConfig) -> Iterator[Path]:
-    root = Path(cfg.data.root).expanduser().absolute()
+    root = files.expanded(cfg.data.root).absolute()
     maps = [shift.class_map for shift in cfg.dataset.shifts.values()]
     for name in (cfg.dataset.class_names, *maps):
         if isinstance(name, str):
-            yield root / Path(name).expanduser()
+            yield root / files.expanded(name)
     if cfg.fewshot.shot_list:
-        yield Path(cfg.fewshot.shot_list).expanduser().absolute()
+        yield files.expanded(cfg.fewshot.shot_list).absolute()
 
 
 def _weights(backbone: DictConfig) -> Iterator[Path]:
     if backbone.model == "mini":
         yield from sorted(path for path in MINI_FOLDER.iterdir() if path.suffix != ".md")
     elif str(backbone.model).startswith("local-dir:"):
-        yield Path(str(backbone.model).removeprefix("local-dir:")).expanduser().absolute()
-    elif backbone.pretrained and (file := Path(backbone.pretrained).expanduser()).is_file():
+        yield files.expanded(str(backbone.model).removeprefix("local-dir:")).absolute()
+    elif backbone.pretrained and (file := files.expanded(backbone.pretrained)).is_file():
         yield file.absolute()

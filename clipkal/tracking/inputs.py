@@ -112,9 +112,9 @@ def inputs_of(config: Any) -> Inputs:
     root, cache = (OmegaConf.select(config, key) for key in ("data.root", "data.cache"))
     own = [OmegaConf.select(config, "output_dir") or "outputs", *([cache] if cache else [])]
     return Inputs(
-        Path(root or "data").expanduser().absolute(),
+        files.expanded(root or "data").absolute(),
         bool(OmegaConf.select(config, "data.verify")),
-        [Path(folder).expanduser() for folder in own],
+        [files.expanded(folder) for folder in own],
     )
 
 
