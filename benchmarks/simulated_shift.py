@@ -35,7 +35,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.encoder import MAP, Encoder
+from benchmarks.encoder import MAP, WEIGHTS, Encoder
 from clipkal import files
 from clipkal.backbones import image_features, load_backbone, text_features
 from clipkal.config.compose import compose
@@ -46,6 +46,7 @@ KINDS = ("gaussian_noise", "defocus_blur", "contrast", "brightness", "pixelate",
 SEVERITIES = (2, 4)
 KEPT = (0.97, 0.88, 0.7)
 SHOTS, DEVELOPMENT = 16, 20  # images a class
+Encode = Callable[[ImageSet], Tensor]
 Domains = Iterator[tuple[str, Tensor]]  # name, features of the development images
 
 
@@ -98,34 +99,18 @@ def halves(train: Tensor, val: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 # Beds of images
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """A bed's train and val images, and the two encoders' share in it."""
-
-    classes: list[str]
-    text: Tensor
-    scale: float
-    train: ImageSet
-    val: ImageSet
-    encode: Callable[[ImageSet], Tensor]
-
-
-def corrupted_bed(pictures: Pictures) -> tuple[Bed, Domains]:
-    stay, second, third = halves(pictures.train.labels, pictures.val.labels)
-    kept = pictures.train.subset(stay)
-    development = [part for part in (pictures.train.subset(second), pictures.val.subset(third)) if len(part)]
-    encode = pictures.encode
-    bed = Bed(
-        pictures.classes,
-        pictures.text,
-        pictures.scale,
-        encode(kept),
-        torch.cat([encode(part) for part in development]),
-        torch.cat([part.labels for part in (kept, *development)]),
-        [name for part in (kept, *development) for name in part.ids],
-    )
+def corrupted_bed(
+    names: tuple[list[str], Tensor, float], train: ImageSet, val: ImageSet, encode: Encode
+) -> tuple[Bed, Domains]:
+    """names: the classes, their text features, the logit scale."""
+    stay, second, third = halves(train.labels, val.labels)
+    kept, development = train.subset(stay), [train.subset(second), val.subset(third)]
+    every = [part for part in (kept, *development) if len(part)]
+    seen = lambda parts: torch.cat([encode(part) for part in parts])
+    labels, ids = torch.cat([part.labels for part in every]), [name for part in every for name in part.ids]
+    bed = Bed(*names, encode(kept), seen(every[1:]), labels, ids)
     changed = (
-        (f"{kind}@{severity}", torch.cat([encode(corrupted(part, kind, severity)) for part in development]))
+        (f"{kind}@{severity}", seen(corrupted(part, kind, severity) for part in every[1:]))
         for kind in KINDS
         for severity in SEVERITIES
     )
@@ -135,15 +120,18 @@ def corrupted_bed(pictures: Pictures) -> tuple[Bed, Domains]:
 def packed(images: str, features: str, domain: str, data: Path) -> tuple[Bed, Domains]:
     """Packed JPEG files; classes, class names' features and scale are those of a file of features."""
     stored, seen = _arrays(data / f"{images}.npz"), _arrays(data / "features" / f"{features}.npz")
-    encoder = _encoder(_there(data / "models" / MAP).parent)
+    folder = data / "models"
+    for name in (WEIGHTS, MAP):
+        _there(folder / name)
+    encoder = _encoder(folder)
     classes = seen["classes"].tolist()
-    names = stored["classes"][stored["label"]]
-    chosen = np.isin(names, classes) & (stored["domains"][stored["domain"]] == domain)
+    of_row = stored["classes"][stored["label"]]
+    chosen = np.isin(of_row, classes) & (stored["domains"][stored["domain"]] == domain)
 
     def of_split(split: str) -> ImageSet:
         rows = np.flatnonzero(chosen & (stored["splits"][stored["split"]] == split))
         ids = [f"{images}/{split}/{row:05d}" for row in rows]
-        labels = torch.tensor([classes.index(name) for name in names[rows]])
+        labels = torch.tensor([classes.index(name) for name in of_row[rows]])
 
         def decode(i: int) -> Image.Image:
             start, end = stored["offset"][rows[i] : rows[i] + 2]
@@ -151,16 +139,9 @@ def packed(images: str, features: str, domain: str, data: Path) -> tuple[Bed, Do
 
         return ImageSet(f"{images}/{split}", ids, labels, decode, files.digest(*ids))
 
-    return corrupted_bed(
-        Pictures(
-            classes,
-            torch.from_numpy(seen["text_features"]),
-            float(seen["logit_scale"]),
-            of_split("train"),
-            of_split("val"),
-            lambda one: encoder(one.decode(i) for i in range(len(one))),
-        )
-    )
+    names = (classes, torch.from_numpy(seen["text_features"]), float(seen["logit_scale"]))
+    encode = lambda one: encoder(one.decode(i) for i in range(len(one)))
+    return corrupted_bed(names, of_split("train"), of_split("val"), encode)
 
 
 def embedded(name: str, data: Path) -> tuple[Bed, Domains]:
@@ -170,15 +151,10 @@ def embedded(name: str, data: Path) -> tuple[Bed, Domains]:
     assert backbone is not None
     assert isinstance(dataset.train, ImageSet)
     assert isinstance(dataset.val, ImageSet)
+    text = text_features(backbone, dataset.prompts, cache_dir=False, progress=False)
+    encode = lambda one: image_features(backbone, one, cache_dir=False, progress=False)[0].inputs
     return corrupted_bed(
-        Pictures(
-            dataset.class_names,
-            text_features(backbone, dataset.prompts, cache_dir=False, progress=False),
-            backbone.logit_scale,
-            dataset.train,
-            dataset.val,
-            lambda one: image_features(backbone, one, cache_dir=False, progress=False)[0].inputs,
-        )
+        (dataset.class_names, text, backbone.logit_scale), dataset.train, dataset.val, encode
     )
 
 

@@ -290,7 +290,8 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     for name in ("features", "models"):
         (tmp_path / name).mkdir()
-    (tmp_path / "models" / MAP).touch()
+    for name in (MAP, WEIGHTS):
+        (tmp_path / "models" / name).touch()
     np.savez(
         tmp_path / "features" / "colours.npz",
         text_features=np.eye(3, dtype=np.float32),
