@@ -37,7 +37,7 @@ class SetEvaluation:
         class_names: where they are the set's own.
         predictions: over the label space, columns in the order of `classes`.
         metrics: as `classification_metrics`, with the mean entropy, aleatoric and epistemic parts (nats), the
-            `reliability` bins, and `temperature` where one was applied.
+            `reliability` bins, the mean `novelty` where there is one, and `temperature` where one was applied.
         scores: per predictive what detection compares, over all C classes, each [N]: msp, entropy, and
             mutual_information and novelty where there are.
     """
@@ -222,6 +222,8 @@ def _score(one: SetEvaluation, temperatures: Mapping[str, float], bins: int) -> 
         for part in ("entropy", "aleatoric", "epistemic"):
             values[part] = getattr(prediction, part).mean().item()
         values["reliability"] = [asdict(b) for b in reliability(prediction.probs, labels, bins)]
+        if prediction.novelty is not None:
+            values["novelty"] = prediction.novelty.mean().item()
         if key.endswith(SCALED):
             values["temperature"] = temperatures[key.removesuffix(SCALED)]
         one.metrics[key] = values
