@@ -61,6 +61,9 @@ class LinearAdapter(Adapter):
             moved = inputs @ self.text.T + (inputs @ self.weight.T) @ self._left().T
         return self.log_scale.exp() * moved
 
+    def zeroshot_logits(self, features: Tensor) -> Tensor:
+        return self.log_scale.exp() * (features @ self.text.T)
+
     def jacobian_factors(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """left `[C, d]` and right `[B, d]` of the Jacobian with respect to `weight`."""
         return self.log_scale.exp() * self._left(), inputs

@@ -16,12 +16,13 @@ from clipkal.errors import ClipkalError
 from clipkal.evaluation import Evaluation
 from clipkal.files import digest
 from clipkal.recording import predictions
-from clipkal.recording.checkpoint import Checkpoint, save_adapter
+from clipkal.recording.checkpoint import Checkpoint, save_adapter, save_predictive
 from clipkal.recording.interrupt import Interrupt
 from clipkal.recording.places import places
 from clipkal.tracking import RunDirectory, WandbMirror, environment, other_choices
 from clipkal.tracking.inputs import Record, inputs_of
 from clipkal.training import State, Training
+from clipkal.uncertainty import Predictive
 
 log = logging.getLogger("clipkal")
 
@@ -99,8 +100,10 @@ class Recorder:
 
     # -- the end --
 
-    def finish(self, adapter: Adapter, training: Training | None, evaluation: Evaluation) -> float | None:
-        """Writes results, predictions, adapter, posterior and figures; `finished.json` comes last."""
+    def finish(
+        self, adapter: Adapter, training: Training | None, predictive: Predictive, evaluation: Evaluation
+    ) -> float | None:
+        """Writes results, predictions, adapter, posterior, predictive and figures; `finished.json` comes last."""
         results = {
             "run": self.run,
             **evaluation.to_dict(),
@@ -118,6 +121,7 @@ class Recorder:
         if training and training.posterior is not None:
             state = training.optimizer.state_dict()["extra"]
             self.directory.save_tensors("posterior", _tensors(state), {**about, **_scalars(state)})
+        save_predictive(self.directory.path / "predictive.safetensors", predictive, about)
         if self._wants_figure():
             self._draw(evaluation)
         summary = _summary(evaluation, training)
@@ -125,7 +129,7 @@ class Recorder:
         self.mirror.artifact([self.directory.results_path, self.directory.path / "shots.json", saved])
         self.directory.finish(summary, self.inputs)
         Checkpoint.delete(self.path)
-        log.info("%s  %s", self.directory.path, _headline(summary))
+        log.info("%s  %s", self.directory.path, _headline(summary, evaluation.reported))
         return summary["val_nll"]
 
     def _wants_figure(self) -> bool:
@@ -211,8 +215,7 @@ def _summary(evaluation: Evaluation, training: Training | None) -> dict[str, Any
     return flat
 
 
-def _headline(summary: dict[str, Any]) -> str:
-    reported = "sampled" if "test/sampled/accuracy" in summary else "plugin"
+def _headline(summary: dict[str, Any], reported: str) -> str:
     accuracy, nll, ece = (summary[f"test/{reported}/{metric}"] for metric in ("accuracy", "nll", "ece"))
     return f"ID accuracy {accuracy:.1%}  NLL {nll:.3f}  ECE {ece:.1%}"
 

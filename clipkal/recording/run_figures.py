@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipkal.evaluation import Evaluation, SetEvaluation
 from clipkal.metrics import auroc
-from clipkal.report.reliability import MARKS, reliability_figure, reported
+from clipkal.report.reliability import MARKS, reliability_figure
 from clipkal.report.style import BAD, GOOD, INK, MUTED, PALETTE, plain, shown
 
 MOST_SETS = 8
@@ -42,7 +42,7 @@ def risk_coverage_figure(evaluation: Evaluation) -> Figure:
     Left the ID set, with the plug-in and the best order there could be; right the OOD sets.
     """
     sets = {name: one for name, one in evaluation.sets.items() if one.role != "transfer"} or evaluation.sets
-    chosen = reported(next(iter(sets.values())).metrics)
+    chosen = evaluation.reported
     first, *others = sets.items()
     figure = _figure(7.6 if others else 4.2, 3.6)
     axes = figure.subplots(1, 2 if others else 1, sharey=True, squeeze=False)[0]
@@ -78,7 +78,7 @@ def uncertainty_figure(evaluation: Evaluation) -> Figure | None:
     inside = next((one for one in evaluation.sets.values() if one.role == "id"), None)
     if inside is None:
         return None
-    chosen = reported(inside.metrics)
+    chosen = evaluation.reported
     outside = [one for one in evaluation.sets.values() if one.role == "ood"]
     panels = [name for name in PANELS if name in inside.scores[chosen]]
     if not panels:

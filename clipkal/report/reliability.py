@@ -10,13 +10,16 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from clipkal.report.style import BAD, GOOD, INK, MUTED, RULE, plain, shown
+from clipkal.tracking.reported import reported
 
-KEY = "dots: accuracy in a bin of confidence, with its 95 % interval · orange: over-confident, blue: under-confident · bars: share of images"
+KEY = (
+    "dots: accuracy in a bin of confidence, with its 95 % interval · orange: over-confident, blue: under-confident · "
+    "bars: share of images"
+)
 WIDE = 14
 """With more sets than this, sets go down the page instead of across."""
 ACROSS, MOST = 4, 8
 """Panels of one run in a row, and in all."""
-SCALED = "_scaled"
 MARKS = {"id": " (ID)", "transfer": " (transfer)"}
 """What stands behind the name of a set, by role."""
 
@@ -95,12 +98,6 @@ def together(sets: Sequence[Metrics]) -> dict[str, Any]:
     gaps = [b["n"] * abs(b["accuracy"] - b["confidence"]) for b in bins if b["n"]]
     means = {key: sum(one["n"] * one[key] for one in sets) / images for key in ("accuracy", "confidence")}
     return {"reliability": bins, "ece": sum(gaps) / images, "n": images, **means}
-
-
-def reported(predictives: Mapping[str, Any]) -> str:
-    """The predictive that the run asked for: beside the plug-in and temperature-scaled ones there is at most one."""
-    names = [name for name in predictives if not name.endswith(SCALED)]
-    return next((name for name in names if name != "plugin"), names[0])
 
 
 def _figure(grid: Sequence[Sequence[Panel | None]], key: str) -> Figure:
