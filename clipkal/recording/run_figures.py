@@ -21,9 +21,8 @@ PANELS = {
     "mutual_information": "mutual information (nats)",
     "novelty": "novelty",
     "nearest_shot": "distance to the nearest shot",
-    "relative_mahalanobis": "relative Mahalanobis distance",
 }
-"""The scores that histograms are drawn of, and how they are called there."""
+"""The scores that histograms are drawn of, where there are, and how they are called there."""
 BARS = 30
 
 
@@ -44,7 +43,7 @@ def risk_coverage_figure(evaluation: Evaluation) -> Figure:
     sets = {name: one for name, one in evaluation.sets.items() if one.role != "transfer"} or evaluation.sets
     chosen = evaluation.reported
     first, *others = sets.items()
-    figure = _figure(7.6 if others else 4.2, 3.6)
+    figure = _figure(9.2 if others else 4.2, 3.4)
     axes = figure.subplots(1, 2 if others else 1, sharey=True, squeeze=False)[0]
     name, one = first
     best = one.metrics[chosen]["accuracy"]
@@ -55,16 +54,18 @@ def risk_coverage_figure(evaluation: Evaluation) -> Figure:
     axes[0].plot(coverage, [max(0.0, 1 - best / c) for c in coverage], ":", color=INK, label="best order")
     axes[0].set_title(shown(name + MARKS.get(one.role, "")), fontsize=10, color=INK, loc="left")
     worst = sorted(others, key=lambda pair: pair[1].metrics[chosen]["accuracy"])[:MOST_SETS]
-    for color, (name, one) in zip(PALETTE, [pair for pair in others if pair in worst], strict=False):
+    for color, (name, one) in zip(PALETTE, worst, strict=False):
         _curve(axes[1], one.metrics[chosen], name, color)
     for panel in axes:
         panel.set_xlabel("coverage: share of images answered")
         panel.set_xlim(0, 1.01)
         panel.set_ylim(bottom=0)
         plain(panel, grid="both")
-        panel.legend(fontsize=7, frameon=False, labelcolor=INK, loc="upper left")
+    legend = {"fontsize": 7, "frameon": False, "labelcolor": INK, "loc": "upper left"}
+    axes[0].legend(**legend)
     axes[0].set_ylabel("error rate on them")
     if others:
+        axes[1].legend(**legend, bbox_to_anchor=(1.01, 1.02))
         title = "out of distribution" if len(worst) == len(others) else f"the {MOST_SETS} hardest OOD sets"
         axes[1].set_title(f"{title} ({shown(chosen)})", fontsize=10, color=INK, loc="left")
     return figure
@@ -79,18 +80,23 @@ def uncertainty_figure(evaluation: Evaluation) -> Figure | None:
     if inside is None:
         return None
     chosen = evaluation.reported
-    outside = [one for one in evaluation.sets.values() if one.role == "ood"]
-    panels = [name for name in PANELS if name in inside.scores[chosen]]
+    outside = [_scores(one, chosen) for one in evaluation.sets.values() if one.role == "ood"]
+    own = _scores(inside, chosen)
+    panels = [name for name in PANELS if name in own and all(name in one for one in outside)]
     if not panels:
         return None
-    figure = _figure(3.3 * len(panels), 2.9)
+    figure = _figure(3.1 * len(panels), 2.9)
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        together = torch.cat([one.scores[chosen][name] for one in outside]) if outside else None
-        _histograms(axes, inside.scores[chosen][name], right(inside, chosen), together)
+        together = torch.cat([one[name] for one in outside]) if outside else None
+        _histograms(axes, own[name], right(inside, chosen), together)
         axes.set_xlabel(PANELS[name])
     figure.axes[0].set_ylabel("share of the group")
     figure.axes[0].legend(fontsize=7, frameon=False, labelcolor=INK)
     return figure
+
+
+def _scores(one: SetEvaluation, predictive: str) -> dict[str, Tensor]:
+    return one.scores[predictive] | one.image_scores
 
 
 def right(one: SetEvaluation, predictive: str) -> Tensor:
@@ -99,7 +105,7 @@ def right(one: SetEvaluation, predictive: str) -> Tensor:
 
 
 def _histograms(axes: Axes, inside: Tensor, correct: Tensor, outside: Tensor | None) -> None:
-    groups = {
+    groups: dict[str, tuple[Tensor, dict[str, Any]]] = {
         "ID, right": (inside[correct], {"color": GOOD, "alpha": 0.45, "histtype": "stepfilled"}),
         "ID, wrong": (inside[~correct], {"color": INK, "histtype": "step", "linewidth": 1.3}),
     }
@@ -112,7 +118,8 @@ def _histograms(axes: Axes, inside: Tensor, correct: Tensor, outside: Tensor | N
         if len(values):
             weights = torch.full_like(values, 1 / len(values))
             held = values.clamp(low, high)
-            axes.hist(held, BARS, (low, high), weights=weights, label=f"{label} ({len(values):,})", **style)
+            style |= {"weights": weights.numpy(), "label": f"{label} ({len(values):,})"}
+            axes.hist(held.numpy(), bins=BARS, range=(low, high), **style)
     told = []
     if outside is not None:
         told.append(f"OOD {auroc(inside, outside):.2f}")

@@ -112,7 +112,8 @@ def _figure(grid: Sequence[Sequence[Panel | None]], key: str) -> Figure:
             if panel is None:
                 continue
             title, metrics, name = panel
-            upper, lower = places[r, c].subgridspec(2, 1, height_ratios=[5, 1], hspace=0.06).subplots()
+            pair = places[r, c].subgridspec(2, 1, height_ratios=[5, 1], hspace=0.06)
+            upper, lower = figure.add_subplot(pair[0]), figure.add_subplot(pair[1])
             _diagram(upper, metrics)
             _counts(lower, metrics)
             upper.set_title(shown(title), fontsize=10, color=INK, loc="left")
