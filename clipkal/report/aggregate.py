@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,28 +13,20 @@ from scipy import stats
 
 from clipkal.report.collect import Run
 from clipkal.report.labels import labels_of
-
-ID = "ID"
-MEAN_OOD = "mean OOD"
-NEW = "new"
-"""The new half of the classes, where the base half is learnt: then ID are the base classes."""
-H = "H"
-"""Harmonic mean of the accuracies on base and new classes."""
-MEAN_TRANSFER = "mean transfer"
-"""Over the other datasets that a run was tested on."""
-OVERALL = (ID, MEAN_OOD, MEAN_TRANSFER, NEW, H)
-"""What runs on different datasets can be compared and averaged by."""
-PREDICTIVES = ("sampled", "probit", "plugin")
-"""The first of these that a run has is the one it reports."""
+from clipkal.report.values import COST, ID, MEAN_OOD, MEAN_TRANSFER, NEW, OVERALL, SCALED, H, values_of
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over seeds, and the half-width of its 95 % confidence interval (None for one seed or an infinite value)."""
+    """Mean over seeds, and the half-width of its 95 % confidence interval (None for one seed or an infinite value).
+
+    `values` are those of the single `seeds`, in their order.
+    """
 
     mean: float
     half_width: float | None
     values: tuple[float, ...]
+    seeds: tuple[Any, ...] = ()
 
 
 @dataclass
@@ -47,9 +40,10 @@ class Row:
         trained: False for zero-shot, where the shots do not matter.
         seeds: the seeds averaged over.
         run_ids: their runs; empty for an average over datasets.
-        values: (set, metric) -> Estimate, with the sets "ID", each OOD and transfer set by name, and what of
-            `OVERALL` there is.
+        values: (set, metric) -> Estimate, with the sets "ID", each OOD and transfer set by name, what of
+            `OVERALL` there is, and `COST`.
         facts: set -> {role, n, classes, bins}.
+        parts: of an average over datasets, the rows it is made of.
     """
 
     dataset: str
@@ -64,6 +58,12 @@ class Row:
     run_ids: list[str]
     values: dict[tuple[str, str], Estimate] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parts: list["Row"] = field(default_factory=list)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the predictive has a fitted temperature."""
+        return self.predictive.endswith(SCALED)
 
     def named(self, role: str) -> list[str]:
         """Names of the sets with a role ("id", "ood", "transfer"), in the order of the run."""
@@ -72,16 +72,14 @@ class Row:
     @property
     def order(self) -> tuple[Any, ...]:
         """Sorts rows by dataset, backbone, shots, method and predictive."""
-        rank = PREDICTIVES.index(p) if (p := self.predictive.removesuffix("_scaled")) in PREDICTIVES else 9
-        scaled = self.predictive.endswith("_scaled")
         return (
             self.dataset,
             self.backbone,
             shots_rank(self.shots),
             self.label,
             not self.reported,
-            scaled,
-            rank,
+            self.scaled,
+            self.predictive,
         )
 
 
@@ -90,13 +88,18 @@ def shots_rank(shots: str) -> float:
     return float(shots) if re.fullmatch(r"\d+", shots) else math.inf
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], seeds: Sequence[Any] = ()) -> Estimate:
     """Mean ± t₀.₉₇₅ · s / √n with Student's t for n − 1 degrees of freedom, over seeds (n ≥ 1 values)."""
     mean = float(np.mean(values))
     if len(values) < 2 or not math.isfinite(mean):
-        return Estimate(mean, None, tuple(values))
+        return Estimate(mean, None, tuple(values), tuple(seeds))
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Estimate(mean, float(stats.t.ppf(0.975, len(values) - 1)) * spread, tuple(values))
+    return Estimate(mean, _t975(len(values) - 1) * spread, tuple(values), tuple(seeds))
+
+
+@lru_cache
+def _t975(freedom: int) -> float:
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def aggregate(runs: Iterable[Run]) -> list[Row]:
@@ -138,13 +141,13 @@ def _row(label: str, shots: str, predictive: str, runs: list[Run], roles: dict[s
         seeds=[run.run["seed"] for run in runs],
         run_ids=[run.run_id for run in runs],
     )
-    collected: dict[tuple[str, str], list[float]] = defaultdict(list)
+    collected: dict[tuple[str, str], list[tuple[float, Any]]] = defaultdict(list)
     for run in runs:
-        values = _values(run, predictive)
+        values = values_of(run, predictive)
         for key, value in (values | _overall(values, roles)).items():
-            collected[key].append(value)
+            collected[key].append((value, run.run["seed"]))
         row.facts |= _facts(run, predictive)
-    row.values = {key: estimate(values) for key, values in collected.items()}
+    row.values = {key: estimate(*zip(*pairs, strict=True)) for key, pairs in collected.items()}
     return row
 
 
@@ -153,30 +156,11 @@ def _predictives(run: Run) -> list[str]:
 
 
 def _reported(run: Run) -> str:
+    """The predictive that the run was asked for, or else the first that is more than the plug-in and not scaled."""
     there = _predictives(run)
-    return next((p for p in PREDICTIVES if p in there), there[0])
-
-
-def _column(name: str, one: dict[str, Any]) -> str:
-    return ID if one["role"] == "id" else name
-
-
-def _values(run: Run, predictive: str) -> dict[tuple[str, str], float]:
-    """(set, metric) -> value of one run; a null NLL is the infinite one that JSON cannot write."""
-    found: dict[tuple[str, str], float] = {}
-    for name, one in run.sets.items():
-        for metric, value in one["predictive"].get(predictive, {}).items():
-            if value is None and metric == "nll":
-                value = math.inf
-            if isinstance(value, int | float) and metric not in ("n", "bins", "classes"):
-                found[_column(name, one), metric] = float(value)
-    for name, scores in run.detection.items():
-        for score, entry in scores.items():
-            if entry.get("predictive") == predictive:
-                plain = score.removeprefix("plugin_")
-                found[name, f"auroc_{plain}"] = float(entry["auroc"])
-                found[name, f"fpr95_{plain}"] = float(entry["fpr95"])
-    return found
+    asked = run.run.get("predictive")
+    own = [p for p in there if not p.endswith(SCALED)] or there
+    return asked if asked in there else next((p for p in own if p != "plugin"), own[0])
 
 
 def _overall(values: dict[tuple[str, str], float], roles: dict[str, str]) -> dict[tuple[str, str], float]:
@@ -204,7 +188,7 @@ def _mean(
 
 def _facts(run: Run, predictive: str) -> dict[str, dict[str, Any]]:
     return {
-        _column(name, one): {"role": one["role"]}
+        (ID if one["role"] == "id" else name): {"role": one["role"]}
         | {key: metrics.get(key) for key in ("n", "classes", "bins")}
         for name, one in run.sets.items()
         if (metrics := one["predictive"].get(predictive)) is not None
@@ -237,12 +221,20 @@ def _merged(group: list[Row]) -> Row | None:
         return None
     first = group[0]
     row = replace(
-        first, dataset=f"average of {len(group)} datasets", seeds=seeds, run_ids=[], values={}, facts={}
+        first,
+        dataset=f"average of {len(group)} datasets",
+        seeds=seeds,
+        run_ids=[],
+        values={},
+        facts={},
+        parts=group,
     )
     for key in first.values:
-        if key[0] in OVERALL and all(len(r.values.get(key, _NONE).values) == len(r.seeds) for r in group):
+        if key[0] in (*OVERALL, COST) and all(
+            len(r.values.get(key, _NONE).values) == len(r.seeds) for r in group
+        ):
             per_seed = [[r.values[key].values[r.seeds.index(seed)] for seed in seeds] for r in group]
-            row.values[key] = estimate(np.mean(per_seed, axis=0).tolist())
+            row.values[key] = estimate(np.mean(per_seed, axis=0).tolist(), seeds)
     return row
 
 
