@@ -17,7 +17,11 @@ FEWEST = 6
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row against the baseline in one set and metric; `p_holm` is Wilcoxon's p, adjusted over the rows of the same shots."""
+    """A row against the baseline in one set and metric.
+
+    `p_holm` is Wilcoxon's p, adjusted over the rows of the same shots: over what the methods report, and for the other
+    predictives over those.
+    """
 
     row: Row
     base: Row
@@ -86,7 +90,9 @@ def comparisons(rows: Sequence[Row], baseline: Baseline | None) -> list[Comparis
         keys = dict.fromkeys(key for row, _ in pairs for key in row.values)
         for name, key in keys:
             if key in metrics and metrics[key].higher_is_better is not None:
-                found += _column(pairs, name, metrics[key])
+                for reported in (True, False):
+                    alike = [pair for pair in pairs if pair[0].reported == reported]
+                    found += _column(alike, name, metrics[key])
     return found
 
 

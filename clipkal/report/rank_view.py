@@ -31,7 +31,7 @@ def rank_figure(rows: Sequence[Row]) -> Figure | None:
     names = list(dict.fromkeys(name for _, name in panels))
     metrics = list(dict.fromkeys(metric for metric, _ in panels))
     most = max(len(found.labels) for found in panels.values())
-    figure = new_figure(1.0 + 4.9 * len(names), 0.5 + len(metrics) * (0.9 + 0.3 * most))
+    figure = new_figure(1.0 + 5.6 * len(names), 0.5 + len(metrics) * (0.9 + 0.3 * most))
     grid = figure.subplots(len(metrics), len(names), squeeze=False)
     for line, metric in zip(grid, metrics, strict=True):
         for axes, name in zip(line, names, strict=True):

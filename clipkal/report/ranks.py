@@ -1,5 +1,6 @@
 """Average ranks over many datasets, and how far apart they must be (Demšar 2006, JMLR 7, "Statistical comparisons …")."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,13 +60,14 @@ def rank(values: np.ndarray, labels: Sequence[str], higher_is_better: bool) -> R
     """Ranks from values [datasets, methods], at least three methods."""
     places = stats.rankdata(-values if higher_is_better else values, axis=1)
     average, order = places.mean(0), np.argsort(places.mean(0), kind="stable")
-    p = float(stats.friedmanchisquare(*places.T).pvalue)
+    with np.errstate(invalid="ignore"):  # NaN where all ranks are the same
+        p = float(stats.friedmanchisquare(*places.T).pvalue)
     return Ranks(
         [labels[i] for i in order],
         [float(average[i]) for i in order],
         len(values),
         critical_difference(len(labels), len(values)),
-        p if p == p else 1.0,  # all ranks the same
+        1.0 if math.isnan(p) else p,
     )
 
 

@@ -102,9 +102,9 @@ def _metric_problem(metrics: Any) -> str:
         if not is_number(metrics.get(name)):
             return f".{name} is missing or no number"
     for name, value in metrics.items():  # beside numbers, what a later clipkal may add
-        if not (value is None or isinstance(value, list | dict | str) or is_number(value)):
+        if not (value is None or isinstance(value, list | dict | str | bool) or is_number(value)):
             return f".{name} is no number"
-    if isinstance(metrics.get("nll"), list | dict | str):
+    if isinstance(metrics.get("nll"), list | dict | str | bool):
         return ".nll is no number"
     if "reliability" in metrics and not _reliability(metrics):
         return ".reliability is no list of bins"

@@ -12,7 +12,6 @@ from clipkal.report.style import INK, MUTED, plain, plain_ticks, shown
 from clipkal.report.values import COST, ID, MEAN_OOD
 
 Points = Sequence[tuple[float, float]]
-DASHED = (0, (2, 3))
 
 
 def id_against_ood(rows: Sequence[Row]) -> Figure:
@@ -21,7 +20,7 @@ def id_against_ood(rows: Sequence[Row]) -> Figure:
     On the line OOD = ID nothing is lost by the shift. A second one runs parallel to it through zero-shot (the mean of the points
     where there is none): above it a method has gained more out of distribution than in it.
     """
-    figure = new_figure(6.2, 4.6)
+    figure = new_figure(7.2, 4.6)
     axes = figure.subplots()
     look = look_of(rows)
     drawn: list[tuple[float, float]] = []
@@ -66,31 +65,24 @@ def _crosses(axes: Axes, rows: Sequence[Row], color: str) -> None:
 
 
 def _lines(axes: Axes, points: Points, untrained: Points) -> None:
-    """Both lines with their labels, without changing the window."""
+    """Both lines, named in the legend, without changing the window."""
     if not points:
         return
     some = untrained or points
     lost = sum(x - y for x, y in some) / len(some)
     whose = "as zero-shot" if untrained else "in the mean"
-    _line(axes, 0.0, "OOD = ID: nothing lost")
+    _line(axes, 0.0, "OOD = ID: nothing lost", (0, (5, 3)))
     if abs(lost) > 0.5:
-        _line(axes, lost, f"{abs(lost):.1f} points {'lost' if lost > 0 else 'gained'}, {whose}")
+        _line(axes, lost, f"{abs(lost):.1f} points {'lost' if lost > 0 else 'gained'}, {whose}", (0, (1, 2)))
 
 
-def _line(axes: Axes, lost: float, label: str) -> None:
-    """The line OOD = ID − lost, labelled near its upper end where it crosses the window."""
+def _line(axes: Axes, lost: float, label: str, dashes: tuple[int, tuple[int, int]]) -> None:
+    """The line OOD = ID − lost where it crosses the window."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    axes.axline((lost, 0), slope=1, color=MUTED, linewidth=1, linestyle=DASHED, zorder=0)
-    axes.set_xlim(left, right)
-    axes.set_ylim(bottom, top)
-    start, end = max(left, bottom + lost), min(right, top + lost)
-    if end - start < 0.1 * (right - left):
-        return
-    x = end - 0.02 * (right - left)
-    axes.annotate(
-        label, (x, x - lost), (0, 3), textcoords="offset points", rotation=45, transform_rotates_text=True,
-        rotation_mode="anchor", ha="right", va="bottom", fontsize=8, color=MUTED,
-    )  # fmt: skip
+    if max(left, bottom + lost) < min(right, top + lost):
+        axes.axline((lost, 0), slope=1, color=MUTED, linewidth=1.2, linestyle=dashes, zorder=0, label=label)
+        axes.set_xlim(left, right)
+        axes.set_ylim(bottom, top)
 
 
 def cost_against_quality(rows: Sequence[Row]) -> Figure:
