@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter shows a "?" for it
     try:
-        report(options.paths, options.out, not options.no_figures, options.sets, options.baseline)
+        typed = shlex.join(["clipkal-report", *(sys.argv[1:] if arguments is None else arguments)])
+        report(options.paths, options.out, not options.no_figures, options.sets, options.baseline, typed)
     except (ClipkalError, OSError) as error:
         print(f"clipkal-report: {error}", file=sys.stderr)
         sys.exit(2)
@@ -85,8 +86,9 @@ def report(
     figures: bool = True,
     sets: bool = False,
     baseline: str | None = None,
+    command: str = "",
 ) -> list[Path]:
-    """Prints the tables and writes the report; returns the files written.
+    """Prints the tables and writes the report; returns the files written. `command` stands in the page's header.
 
     Raises:
         DataError: as `collect`, or there is no such baseline.
@@ -109,7 +111,7 @@ def report(
     target = out or paths[0] / "report"
     written = _write_tables(target, runs, parts, compared)
     if figures:
-        about = _about(found, paths, base)
+        about = _about(found, paths, base, command)
         with console.status("drawing the figures"):
             written = [*_write_page(target, found, rows, parts, about), *written]
     _say(console, found, runs, written)
@@ -168,7 +170,9 @@ def _left_out(line: str) -> None:
     print(f"clipkal-report: left out: {line}", file=sys.stderr)
 
 
-def _about(found: Collection, paths: Sequence[Path], baseline: Baseline | None) -> dict[str, str]:
+def _about(
+    found: Collection, paths: Sequence[Path], baseline: Baseline | None, command: str
+) -> dict[str, str]:
     """What the header of the page says: by what, when and from what it was made."""
 
     def listed(key: str) -> str:
@@ -178,7 +182,7 @@ def _about(found: Collection, paths: Sequence[Path], baseline: Baseline | None) 
     versions = {str(one.get("clipkal")) for one in packages if isinstance(one, dict)}
     return {
         "written by": f"clipkal {__version__}, {datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
-        "command": printable(shlex.join(["clipkal-report", *sys.argv[1:]])),
+        "command": printable(command),
         "runs of": f"clipkal {', '.join(sorted(versions)) or 'unknown'}, under {', '.join(printable(str(path)) for path in paths)}",
         "datasets": listed("dataset"),
         "backbones": listed("backbone"),

@@ -83,10 +83,11 @@ class Section:
 LEGEND = (
     "Mean ± 95 % confidence interval over seeds (Student t); one seed has no interval. Bold: for the same number of shots "
     "not distinguishable from the best mean, by a paired t-test at 5 % over the seeds that the two rows share (Welch where "
-    "they share none; the best mean alone where there is one seed), without a correction for the number of rows. "
-    "Underlined, where the format has it: the best mean. A method's reported predictive comes first; plugin is the softmax "
-    "at the mean parameters, and _scaled has a temperature fitted on validation images. Transfer sets have classes of "
-    "their own, of which nothing was learnt; H is the harmonic mean of the accuracies on base (ID) and new classes."
+    "they share none; the best mean alone where there is one seed), without a correction for the number of rows; with two "
+    "or three seeds it can tell little apart. Underlined, where the format has it: the best mean. A method's reported "
+    "predictive comes first; plugin is the softmax at the mean parameters, and _scaled has a temperature fitted on "
+    "validation images. Transfer sets have classes of their own, of which nothing was learnt; H is the harmonic mean of "
+    "the accuracies on base (ID) and new classes."
 )
 
 

@@ -30,7 +30,14 @@ def test_writes_the_report_and_names_it(outputs: Path, tmp_path: Path, capsys) -
     assert page.count("<img") == 14 and page.count("data:image/png;base64,") == 14
     assert not re.search(r"<script src|<link|@import|url\(|src=\"(?!data:)|https?://", page)
     assert page.count("<table>") == page.count("</table>") > 10
-    for text in ("clipkal-report", "2 datasets", "digits, shapes", "1, 2, 3", "adamw", "clipkal 0"):
+    for text in (
+        f"clipkal-report {outputs} --out",
+        "2 datasets",
+        "digits, shapes",
+        "1, 2, 3",
+        "adamw",
+        "clipkal 0",
+    ):
         assert text in page.partition("<h2")[0], text
 
 
