@@ -13,7 +13,18 @@ from scipy import stats
 
 from clipkal.report.collect import Run
 from clipkal.report.labels import labels_of
-from clipkal.report.values import COST, ID, MEAN_OOD, MEAN_TRANSFER, NEW, OVERALL, SCALED, H, values_of
+from clipkal.report.values import (
+    COST,
+    ID,
+    MEAN_OOD,
+    MEAN_TRANSFER,
+    NEW,
+    OVERALL,
+    H,
+    predictives_of,
+    values_of,
+)
+from clipkal.tracking.reported import SCALED, reported
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,7 @@ class Row:
             self.label,
             not self.reported,
             self.scaled,
+            self.predictive.removesuffix(SCALED) == "plugin",
             self.predictive,
         )
 
@@ -121,8 +133,8 @@ def _family_rows(family: list[Run]) -> Iterable[Row]:
     for run, label in zip(family, labels_of(family), strict=True):
         groups[label, str(run.run["shots"])].append(run)
     for (label, shots), members in groups.items():
-        for predictive in dict.fromkeys(p for run in members for p in _predictives(run)):
-            having = [run for run in members if predictive in _predictives(run)]
+        for predictive in dict.fromkeys(p for run in members for p in predictives_of(run)):
+            having = [run for run in members if predictive in predictives_of(run)]
             yield _row(label, shots, predictive, having, roles)
 
 
@@ -135,7 +147,7 @@ def _row(label: str, shots: str, predictive: str, runs: list[Run], roles: dict[s
         method=str(about["method"]),
         label=label,
         predictive=predictive,
-        reported=predictive == _reported(runs[0]),
+        reported=predictive == reported(predictives_of(runs[0])),
         trained=str(about["optimizer"]) != "none",
         shots=shots,
         seeds=[run.run["seed"] for run in runs],
@@ -149,18 +161,6 @@ def _row(label: str, shots: str, predictive: str, runs: list[Run], roles: dict[s
         row.facts |= _facts(run, predictive)
     row.values = {key: estimate(*zip(*pairs, strict=True)) for key, pairs in collected.items()}
     return row
-
-
-def _predictives(run: Run) -> list[str]:
-    return list(dict.fromkeys(p for one in run.sets.values() for p in one["predictive"]))
-
-
-def _reported(run: Run) -> str:
-    """The predictive that the run was asked for, or else the first that is more than the plug-in and not scaled."""
-    there = _predictives(run)
-    asked = run.run.get("predictive")
-    own = [p for p in there if not p.endswith(SCALED)] or there
-    return asked if asked in there else next((p for p in own if p != "plugin"), own[0])
 
 
 def _overall(values: dict[tuple[str, str], float], roles: dict[str, str]) -> dict[tuple[str, str], float]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from clipkal.report.collect import Run
 from clipkal.report.results import is_number
+from clipkal.tracking.reported import reported
 
 ID = "ID"
 MEAN_OOD = "mean OOD"
@@ -19,9 +20,7 @@ OVERALL = (ID, MEAN_OOD, MEAN_TRANSFER, NEW, H)
 """What runs on different datasets can be compared and averaged by."""
 COST = "(cost)"
 """The name under which a run's seconds, passes and their like stand among its sets."""
-SCALED = "_scaled"
-"""Ends the name of a predictive with a fitted temperature."""
-FACTS = ("n", "bins", "classes")
+FACTS = ("n", "bins", "classes", "alpha")
 """What stands beside the metrics and is none."""
 
 Values = dict[tuple[str, str], float]
@@ -35,16 +34,30 @@ def values_of(run: Run, predictive: str) -> Values:
     """
     found: Values = {}
     for name, one in run.sets.items():
-        for metric, value in one["predictive"].get(predictive, {}).items():
-            numbers = _numbers(metric, value) if metric not in FACTS else ()
-            found |= {(ID if one["role"] == "id" else name, key): number for key, number in numbers}
+        place, metrics = ID if one["role"] == "id" else name, one["predictive"].get(predictive, {})
+        sets = one.get("conformal")
+        if isinstance(sets, dict) and sets.get("predictive") == predictive:
+            metrics = metrics | {"conformal": sets}
+        numbers = (pair for key, value in metrics.items() for pair in _numbers(key, value))
+        found |= {(place, key): number for key, number in numbers if key.rpartition(".")[2] not in FACTS}
     for name, scores in run.detection.items():
         for score, entry in scores.items():
-            if entry.get("predictive") == predictive:
+            if _source(run, entry["predictive"]) == predictive:
                 plain = score.removeprefix("plugin_")
                 there = [k for k, v in entry.items() if is_number(v) and not k.startswith("n_")]
                 found |= {(name, f"{key}_{plain}"): float(entry[key]) for key in there}
     return found | {(COST, key): value for key, value in _cost(run).items()}
+
+
+def predictives_of(run: Run) -> list[str]:
+    """The names of a run's predictives, in their order."""
+    return list(dict.fromkeys(p for one in run.sets.values() for p in one["predictive"]))
+
+
+def _source(run: Run, predictive: str) -> str:
+    """The predictive that a detection score belongs to; one of the image alone, to that which the run reports."""
+    there = predictives_of(run)
+    return predictive if predictive in there else reported(there)
 
 
 def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyarrow import parquet
 from torch import Tensor
 
 from clipkal.evaluation import Evaluation, evaluate
 from clipkal.files import digest, write_json
 from clipkal.optim import Posterior
-from clipkal.tracking.metrics_file import MetricsFile
 
 SHIFTS = {"test": 1.0, "sketch": 0.55, "photo": 0.75, "new": 0.9, "pets": 0.8, "cars": 0.5}
 ROLES = {"test": "id", "new": "transfer", "pets": "transfer", "cars": "transfer"}
@@ -108,7 +106,10 @@ def write_run(
 
 def _whole(path: Path, run: dict[str, Any], result: Evaluation) -> dict[str, Any]:
     """Writes predictions.parquet and metrics.csv; returns the parts `training` and `environment` of results.json."""
+    from pyarrow import parquet
+
     from clipkal.recording.predictions import table
+    from clipkal.tracking.metrics_file import MetricsFile
 
     path.mkdir(parents=True, exist_ok=True)
     parquet.write_table(table(result), path / "predictions.parquet")

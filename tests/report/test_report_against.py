@@ -180,16 +180,15 @@ def test_new_keys_appear_and_old_runs_lack_them(tmp_path: Path) -> None:
         path = write_run(tmp_path, n=20, seed=seed, predictive="novelty") / "results.json"
         content = json.loads(path.read_text())
         for one in content["sets"].values():
-            one["predictive"]["novelty"] = one["predictive"]["sampled"] | {
-                "macro_f1": 0.5, "novel_thing": 0.25, "rule": "text", "flag": True,
-                "bootstrap": {"accuracy": [0.4, 0.6]}, "conformal": {"coverage": 0.9},
+            one["predictive"]["novelty"] = one["predictive"].pop("sampled") | {
+                "macro_f1": 0.5, "novel_thing": 0.25, "rule": "text", "flag": True, "coverage": [0.1, 0.2],
+                "intervals": {"accuracy": [0.4, 0.6]}, "errors": {"msp": {"auroc": 0.7, "aupr": 0.3}},
             }  # fmt: skip
-        content["detection"]["photo"]["novelty"] = {
-            "auroc": 0.75,
-            "aupr": 0.5,
-            "fpr95": 0.2,
-            "predictive": "novelty",
-            "n_id": 20,
+            one["conformal"] = {"predictive": "novelty", "alpha": 0.1, "n": 9, "aps": {"coverage": 0.9}}
+        new = {"auroc": 0.75, "aupr": 0.5, "fpr95": 0.2, "n_id": 20}
+        content["detection"]["photo"] = {
+            "novelty": new | {"predictive": "novelty"},
+            "nearest_shot": new | {"predictive": "features"},
         }
         path.write_text(json.dumps(content))
     write_run(tmp_path, n=20, method="adamw")
@@ -197,10 +196,15 @@ def test_new_keys_appear_and_old_runs_lack_them(tmp_path: Path) -> None:
     new = next(row for row in rows if row.predictive == "novelty")
     assert new.reported and not any(row.reported for row in rows if row.method == "kalman" and row is not new)
     values = {key[1]: value.mean for key, value in new.values.items() if key[0] in (ID, "photo")}
-    wanted = {"macro_f1": 0.5, "novel_thing": 0.25, "conformal.coverage": 0.9, "auroc_novelty": 0.75}
-    wanted |= {"aupr_novelty": 0.5, "bootstrap.accuracy.low": 0.4, "bootstrap.accuracy.high": 0.6}
-    assert {key: values.get(key) for key in wanted} == wanted and not {"rule", "flag", "n_id"} & set(values)
+    wanted = {"macro_f1": 0.5, "novel_thing": 0.25, "conformal.aps.coverage": 0.9, "auroc_novelty": 0.75}
+    wanted |= {"aupr_novelty": 0.5, "intervals.accuracy.low": 0.4, "intervals.accuracy.high": 0.6}
+    wanted |= {"errors.msp.auroc": 0.7, "errors.msp.aupr": 0.3, "auroc_nearest_shot": 0.75}
+    assert {key: values.get(key) for key in wanted} == wanted
+    assert not {"rule", "flag", "n_id", "conformal.alpha", "conformal.n", "coverage.low"} & set(values)
     titles = [table.title for table in sections(rows)[0].others]
     assert titles[:2] == ["Brier score", "ECE with equal-mass bins (%)"] and "Macro-F1 (%)" in titles
-    assert {"novel thing", "conformal: coverage", "Detection AUROC (%), score novelty"} <= set(titles)
-    assert not any("bootstrap" in title for title in titles)
+    assert {"novel thing", "conformal: aps: coverage", "AUROC of telling errors (%), score 1 − max p"} <= set(
+        titles
+    )
+    assert {"Detection AUROC (%), score novelty", "Detection AUROC (%), score nearest shot"} <= set(titles)
+    assert not any("intervals" in title or "aupr" in title.lower() for title in titles)
