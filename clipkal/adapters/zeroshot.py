@@ -23,3 +23,6 @@ class ZeroShotAdapter(Adapter):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.scale * (inputs @ self.text.T)
+
+    def head(self) -> Tensor:
+        return self.text

@@ -163,6 +163,23 @@ class Run:
     def _tower(self) -> torch.nn.Module:
         return reduced_precision(self.backbone.model, self.backbone.precision)
 
+    @property
+    def prompts(self) -> list[list[str]]:
+        """For each class the sentences of its ensemble; none for runs that did not keep them."""
+        found: list[list[str]] = self._classes.get("prompts", [])
+        return found
+
+    @property
+    def weights_digest(self) -> str | None:
+        """sha256 of the backbone's weights, where the run kept it."""
+        return (self._classes.get("backbone") or {}).get("weights")
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor on the cosine."""
+        log_scale: Any = getattr(self.adapter, "log_scale", None)
+        return float(self.adapter.scale if log_scale is None else log_scale.exp())  # type: ignore[arg-type]
+
     # -- predicting --
 
     def predict(
@@ -282,10 +299,11 @@ class Run:
             skipped += [(images.ids[place], reason) for place, reason in problems]
             start += count
             if pixels is not None:
-                yield pixels if self.on_images else self._encoded(pixels), ids
+                yield pixels if self.on_images else self.features(pixels), ids
             advance(count)
 
-    def _encoded(self, pixels: Tensor) -> Tensor:
+    def features(self, pixels: Tensor) -> Tensor:
+        """Unit rows [B, d], float32 on the CPU, of preprocessed images [B, 3, H, W]; ClipkalError where they are not finite."""
         features = encode(self._tower, pixels.to(self.backbone.device, non_blocking=True)).cpu()
         if not bool(features.isfinite().all()):
             raise ClipkalError(
