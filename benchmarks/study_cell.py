@@ -18,6 +18,7 @@ from clipkal.evaluation import SetEvaluation, evaluate
 from clipkal.methods import build_adapter, make_build, make_plan
 from clipkal.optim import BatchOptimizer, KalmanFilter
 from clipkal.training import Build, Plan, Training, train
+from clipkal.uncertainty import Plugin, Reader, Sampled
 
 SAMPLES = 100
 ZEROSHOT = Entry("zeroshot", "zeroshot", LONG)
@@ -66,13 +67,12 @@ def run_cell(data: Data, entry: Entry, shots: int, seed: int) -> list[dict[str, 
         row |= {"value": training.kept.rate, "epoch": training.kept.epoch, "val_nll": training.kept.val_nll}
     posterior = training.posterior if training and not entry.search else None
     id_set, ood_sets = {"test": ("id", task.test)}, {name: ("ood", one) for name, one in task.ood.items()}
+    reader = Reader(adapter, posterior, seed)
+    predictives = {"plugin": Plugin()} | ({} if posterior is None else {"sampled": Sampled(SAMPLES)})
     found = [  # apart, so that no time goes into OOD detection, which the study does not report
-        evaluate(adapter, posterior, sets, n_samples=SAMPLES, seed=seed).sets
-        for sets in (id_set, ood_sets)
-        if sets
+        evaluate(reader, sets, predictives).sets for sets in (id_set, ood_sets) if sets
     ]
-    names = ("plugin", "sampled") if posterior is not None else ("plugin",)
-    return [row | {"predictive": name} | scores(found, name) for name in names]
+    return [row | {"predictive": name} | scores(found, name) for name in predictives]
 
 
 def learn(cfg: DictConfig, entry: Entry, adapter: Adapter, task: Any) -> Training | None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clipkal.evaluation import Evaluation
     from clipkal.recording.recorder import Recorder
     from clipkal.training import Training
+    from clipkal.uncertainty import Predictive
 
 log = logging.getLogger("clipkal")
 
@@ -46,9 +47,10 @@ def run(cfg: DictConfig) -> float | None:
             task, backbone, skipped = few_shot_task(cfg)
             recorder.begin(task, skipped, backbone)
             adapter = make_adapter(cfg, task, backbone)
+            predictive = make_predictive(cfg)
             training = learn(cfg, adapter, task, recorder)
-            evaluation = judge(cfg, adapter, training, task)
-            return recorder.finish(adapter, training, evaluation)
+            evaluation = judge(cfg, predictive, adapter, training, task)
+            return recorder.finish(adapter, training, predictive, evaluation)
 
 
 def set_up(cfg: DictConfig) -> None:
@@ -115,6 +117,13 @@ def make_adapter(cfg: DictConfig, task: Any, backbone: "Backbone | None") -> "Ad
     return adapter
 
 
+def make_predictive(cfg: DictConfig) -> "Predictive":
+    """How probabilities will be read out of what is learnt."""
+    from clipkal.methods import build_predictive
+
+    return build_predictive(cfg)
+
+
 def learn(cfg: DictConfig, adapter: "Adapter", task: Any, recorder: "Recorder") -> "Training | None":
     """Fine-tunes the adapter in place; None where nothing is trainable."""
     if not any(p.requires_grad for p in adapter.parameters()):
@@ -132,26 +141,25 @@ def learn(cfg: DictConfig, adapter: "Adapter", task: Any, recorder: "Recorder") 
         ) from error
 
 
-def judge(cfg: DictConfig, adapter: "Adapter", training: "Training | None", task: Any) -> "Evaluation":
+def judge(
+    cfg: DictConfig, predictive: "Predictive", adapter: "Adapter", training: "Training | None", task: Any
+) -> "Evaluation":
     """Evaluates on the ID test set, every OOD set and, with its own classes, every transfer set.
 
-    With every predictive that the run has.
+    With the plug-in and with the predictive of the run, which learns what it has to learn first.
     """
     from clipkal.evaluation import evaluate, fit_temperatures
+    from clipkal.uncertainty import Plugin, Reader
 
-    posterior = training.posterior if training else None
-    wanted = cfg.predictive.name
-    names = ["plugin"] if wanted == "plugin" else ["plugin", wanted]
-    how: dict[str, Any] = {"predictives": names, "n_samples": cfg.predictive.samples, "seed": cfg.seed}
-    how |= {"batch_size": adapter.batch_size}
-    temperatures = None
+    reader = Reader(adapter, training.posterior if training else None, cfg.seed, adapter.batch_size)
+    predictive.fit(reader, task.shots, task.val)
+    how: dict[str, Any] = {"predictives": {"plugin": Plugin(), cfg.predictive.name: predictive}}
     if cfg.predictive.temperature_scaling and task.val is not None:
-        temperatures = fit_temperatures(adapter, posterior, task.val, **how)
-    how |= {"temperature": temperatures}
+        how |= {"temperature": fit_temperatures(reader, task.val, **how)}
     sets = {"test": ("id", task.test)} | {name: ("ood", one) for name, one in task.ood.items()}
-    evaluation = evaluate(adapter, posterior, sets, spaces=task.label_spaces, **how)
+    evaluation = evaluate(reader, sets, spaces=task.label_spaces, **how)
     for name, other in task.transfer.items():
         with adapter.classes(other.text_features):
-            found = evaluate(adapter, posterior, {name: ("transfer", other.test)}, **how)
+            found = evaluate(reader, {name: ("transfer", other.test)}, **how)
         evaluation.sets[name] = replace(found.sets[name], class_names=other.class_names)
     return evaluation

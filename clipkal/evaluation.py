@@ -6,7 +6,7 @@ which have 200 of the 1000), by leaving the other logits out before the softmax.
 *between* sets, so it always uses all classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,14 +17,10 @@ from clipkal.data.sets import LabelledSet
 from clipkal.errors import ConfigError
 from clipkal.metrics import auroc, classification_metrics, fpr95, msp, reliability
 from clipkal.metrics.calibration import BINS
-from clipkal.optim.posterior import Posterior
-from clipkal.uncertainty import PREDICTIVES, Prediction
+from clipkal.tracking.reported import SCALED, reported
+from clipkal.uncertainty import Images, Plugin, Prediction, Predictive, Reader, Sampled, View, predict
 from clipkal.uncertainty.fitting import temperatures as temperatures_of
-from clipkal.uncertainty.predictor import Model, Predictor, evaluation_mode
-from clipkal.uncertainty.views import Images, View, predict
 
-SCALED = "_scaled"
-"""Suffix of a predictive whose logits were divided by a fitted temperature."""
 ROLES = ("id", "ood", "transfer")
 
 
@@ -42,7 +38,8 @@ class SetEvaluation:
         predictions: over the label space, columns in the order of `classes`.
         metrics: as `classification_metrics`, with the mean entropy, aleatoric and epistemic parts (nats), the
             `reliability` bins, and `temperature` where one was applied.
-        scores: per predictive the scores of `clipkal.metrics.SCORES` over all C classes, each [N].
+        scores: per predictive what detection compares, over all C classes, each [N]: msp, entropy, and
+            mutual_information and novelty where there are.
     """
 
     role: str
@@ -76,6 +73,11 @@ class Evaluation:
     detection: dict[str, dict[str, dict[str, Any]]]
     settings: dict[str, Any]
 
+    @property
+    def reported(self) -> str:
+        """The name of the predictive that is the run's result, beside which others are for comparison."""
+        return reported(next(iter(self.sets.values())).metrics)
+
     def to_dict(self) -> dict[str, Any]:
         """The parts `sets`, `detection` and `evaluation` of results.json."""
         sets = {name: one.to_dict() for name, one in self.sets.items()}
@@ -83,86 +85,68 @@ class Evaluation:
 
 
 def evaluate(
-    model: Model,
-    posterior: Posterior | None,
+    reader: Reader,
     sets: Mapping[str, tuple[str, LabelledSet]],
-    predictives: Sequence[str] = ("plugin", "sampled"),
-    n_samples: int = 64,
-    seed: int = 0,
+    predictives: Mapping[str, Predictive] | None = None,
     temperature: float | Mapping[str, float] | None = None,
-    batch_size: int = 1024,
     bins: int = BINS,
     spaces: Mapping[str, Sequence[int]] | None = None,
 ) -> Evaluation:
     """Predicts every set with every predictive and scores the predictions on the full set.
 
     Args:
-        model: inputs (B, …) -> logits (B, C); put in evaluation mode meanwhile if it is a module.
-        posterior: for `sampled` and `probit`; None leaves these two out.
+        reader: of the model, and of its posterior where a predictive needs that.
         sets: name -> (role, set), a role of `ROLES`; the first "id" set is the reference of OOD detection.
-        predictives: names from `clipkal.uncertainty.PREDICTIVES`.
-        n_samples: posterior draws for `sampled`.
-        seed: which draws; see `clipkal.uncertainty.predictor`.
+        predictives: by the name that they have in the results; None: the plug-in, and draws where there is a posterior.
         temperature: adds for each predictive a second one, with the suffix "_scaled", whose logits are
             divided by this temperature; a mapping gives it per predictive (see `fit_temperatures`).
-        batch_size: most images a forward pass; fewer are drawn at a time where the memory budget asks for
-            it.
         bins: of the calibration errors.
         spaces: OOD set -> the labels it is scored over, ascending; the labels that occur where it is not named.
 
     Raises:
-        ConfigError: an unknown predictive or role, no set, n_samples < 1, or a posterior that cannot do
-            `probit`.
+        ConfigError: an unknown role, no set, no predictive, or a model or posterior that cannot give what one needs.
         FloatingPointError: a logit is not finite; names the set and the images.
         ValueError: a set is empty or has a label that the model does not know.
     """
-    names = _predictive_names(predictives, posterior, n_samples)
+    chosen = _chosen(predictives, reader)
     roles = [role for role, _ in sets.values()]
     if not sets or set(roles) - set(ROLES):
         raise ConfigError(f"evaluation needs sets with role {', '.join(ROLES)}, got {roles}")
-    temperatures = _temperatures(temperature, names)
-    predictor = Predictor(model, posterior, n_samples, seed, batch_size)
-    with evaluation_mode(model):
-        evaluated = _predict(predictor, sets, names, temperatures, spaces or {})
+    temperatures = _temperatures(temperature, chosen)
+    evaluated = _predict(reader, sets, chosen, temperatures, spaces or {})
     for one in evaluated.values():
         _score(one, temperatures, bins)
-    settings = {"samples": n_samples if "sampled" in names else 0, "seed": seed, "bins": bins}
-    return Evaluation(evaluated, detection_table(evaluated), settings | {"temperatures": temperatures})
+    samples = max(one.samples if "draws" in one.needs else 0 for one in chosen.values())
+    settings = {"samples": samples, "seed": reader.seed, "bins": bins, "temperatures": temperatures}
+    return Evaluation(evaluated, detection_table(evaluated), settings)
 
 
 def fit_temperatures(
-    model: Model,
-    posterior: Posterior | None,
+    reader: Reader,
     validation: LabelledSet,
-    predictives: Sequence[str] = ("plugin", "sampled"),
-    n_samples: int = 64,
-    seed: int = 0,
-    batch_size: int = 1024,
+    predictives: Mapping[str, Predictive] | None = None,
     prior_sd: float = 1.0,
 ) -> dict[str, float]:
     """One temperature per predictive, fitted on validation images; for `evaluate(temperature=…)`.
 
     Arguments and errors as `evaluate`; `prior_sd` as `clipkal.uncertainty.fit_temperature`.
     """
-    names = _predictive_names(predictives, posterior, n_samples)
-    predictor = Predictor(model, posterior, n_samples, seed, batch_size)
-    with evaluation_mode(model):
-        return temperatures_of(predictor, validation.inputs, validation.labels.cpu(), names, prior_sd)
+    labels = validation.labels.cpu()
+    return temperatures_of(reader, validation.inputs, labels, _chosen(predictives, reader), prior_sd)
 
 
 def detection_table(sets: Mapping[str, SetEvaluation]) -> dict[str, dict[str, dict[str, Any]]]:
     """AUROC and FPR95 of telling each OOD set from the first ID set, per score; empty without such a pair.
 
-    The scores msp, entropy and mutual_information are those of the reported predictive (`sampled`, else
-    `probit`, else `plugin`); beside a Bayesian one, plugin_msp and plugin_entropy show what the posterior
-    adds.
+    The scores (msp, entropy, and mutual_information and novelty where there are) are those of the reported predictive;
+    beside another one, plugin_msp and plugin_entropy show what it adds to the plug-in.
     """
     reference = next((one for one in sets.values() if one.role == "id"), None)
     if reference is None:
         return {}
-    reported = next(p for p in ("sampled", "probit", *reference.scores) if p in reference.scores)
-    pairs = {score: (reported, score) for score in reference.scores[reported]}
-    if reported != "plugin" and "plugin" in reference.scores:
+    chosen = reported(reference.scores)
+    pairs = {score: (chosen, score) for score in reference.scores[chosen]}
+    if chosen != "plugin" and "plugin" in reference.scores:
         pairs |= {f"plugin_{score}": ("plugin", score) for score in reference.scores["plugin"]}
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for name, one in sets.items():
@@ -179,17 +163,17 @@ def _separation(low: Tensor, high: Tensor) -> dict[str, Any]:
 
 
 def _predict(
-    predictor: Predictor,
+    reader: Reader,
     sets: Mapping[str, tuple[str, LabelledSet]],
-    names: Sequence[str],
+    predictives: Mapping[str, Predictive],
     temperatures: Mapping[str, float],
     given: Mapping[str, Sequence[int]],
 ) -> dict[str, SetEvaluation]:
     """Every set with its predictions over its own label space and its detection scores over all classes."""
-    keys = {p: (p, 1.0) for p in names} | {p + SCALED: (p, t) for p, t in temperatures.items()}
+    keys = {p: (p, 1.0) for p in predictives} | {p + SCALED: (p, t) for p, t in temperatures.items()}
     evaluated: dict[str, SetEvaluation] = {}
     images: dict[str, Images] = {}
-    classes = predictor.classes(next(iter(sets.values()))[1].inputs, next(iter(sets)))
+    classes = reader.classes(next(iter(sets.values()))[1].inputs, next(iter(sets)))
     spaces: dict[str, tuple[int, ...] | None] = {}
     for name, (role, data) in sets.items():
         labels = data.labels.cpu()
@@ -197,11 +181,14 @@ def _predict(
         views = [View(p, t, space) for p, t in keys.values() for space in {None, spaces[name]}]
         images[name] = Images(data.inputs, len(labels), views)
         evaluated[name] = SetEvaluation(role, list(data.ids), labels, [])
-    for name, found in predict(predictor, images).items():
+    predicted = predict(reader, predictives, images)
+    every = [pair for found in predicted.values() for pair in found.items()]
+    epistemic = {view.predictive for view, one in every if one.epistemic.any()}
+    for name, found in predicted.items():
         one = evaluated[name]
         for key, (p, t) in keys.items():
             one.predictions[key] = found[View(p, t, spaces[name])]
-            one.scores[key] = _scores(found[View(p, t)], p)
+            one.scores[key] = _scores(found[View(p, t)], p in epistemic)
         one.classes = list(spaces[name] or range(classes))
         one.rule = "all" if spaces[name] is None else "occurring"
     return evaluated
@@ -221,9 +208,10 @@ def _label_space(
     return space if len(space) < classes else None
 
 
-def _scores(prediction: Prediction, predictive: str) -> dict[str, Tensor]:
+def _scores(prediction: Prediction, epistemic: bool) -> dict[str, Tensor]:
     scores = {"msp": msp(prediction.probs), "entropy": prediction.entropy}
-    return scores if predictive == "plugin" else scores | {"mutual_information": prediction.epistemic}
+    scores |= {"mutual_information": prediction.epistemic} if epistemic else {}
+    return scores | ({} if prediction.novelty is None else {"novelty": prediction.novelty})
 
 
 def _score(one: SetEvaluation, temperatures: Mapping[str, float], bins: int) -> None:
@@ -240,20 +228,17 @@ def _score(one: SetEvaluation, temperatures: Mapping[str, float], bins: int) -> 
         one.predictions[key] = prediction.without_logs()
 
 
-def _predictive_names(predictives: Sequence[str], posterior: Posterior | None, n_samples: int) -> list[str]:
-    names = list(dict.fromkeys(predictives))
-    if unknown := [name for name in names if name not in PREDICTIVES]:
-        raise ConfigError(f"predictive {unknown[0]!r} is unknown; choose from {', '.join(PREDICTIVES)}")
-    if posterior is None:
-        names = [name for name in names if name == "plugin"] or ["plugin"]
-    if not names or n_samples < 1:
-        raise ConfigError(
-            f"evaluation needs at least one predictive and one sample, got {names}, {n_samples}"
-        )
-    return names
+def _chosen(predictives: Mapping[str, Predictive] | None, reader: Reader) -> dict[str, Predictive]:
+    if predictives is None:
+        predictives = {"plugin": Plugin()} | ({"sampled": Sampled()} if reader.posterior is not None else {})
+    if not predictives:
+        raise ConfigError("evaluation needs at least one predictive")
+    if scaled := [name for name in predictives if name.endswith(SCALED)]:
+        raise ConfigError(f"predictive {scaled[0]!r}: {SCALED} marks those at a fitted temperature")
+    return dict(predictives)
 
 
-def _temperatures(temperature: float | Mapping[str, float] | None, names: Sequence[str]) -> dict[str, float]:
+def _temperatures(temperature: float | Mapping[str, float] | None, names: Iterable[str]) -> dict[str, float]:
     if temperature is None:
         return {}
     given = temperature if isinstance(temperature, Mapping) else dict.fromkeys(names, temperature)

@@ -1,4 +1,4 @@
-"""From a configuration, which `config.check` has passed, to an adapter, a training plan and an optimiser."""
+"""From a configuration, which `config.check` has passed, to an adapter, a training plan, an optimiser and a predictive."""
 
 from typing import TYPE_CHECKING
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from clipkal.adapters import Adapter
 from clipkal.adapters.lora import LoRAAdapter
+from clipkal.config.check import needs_of
 from clipkal.config.options import make
 from clipkal.config.schema import PassesConfig, RatesConfig
 from clipkal.config.signatures import arguments_of
@@ -15,6 +16,7 @@ from clipkal.optim import FirstOrder, KalmanFilter
 from clipkal.optim.base import BatchOptimizer, trainable_parameters
 from clipkal.optim.model.jacobian import MOST_ROWS
 from clipkal.training import Build, Plan
+from clipkal.uncertainty import Predictive
 
 if TYPE_CHECKING:
     from clipkal.backbones import Backbone
@@ -50,6 +52,15 @@ def build_adapter(
     made = make(cfg.adapter, "adapter", cfg.plugins)
     adapter: Adapter = made(**{name: value for name, value in given.items() if name in wanted})
     return adapter
+
+
+def build_predictive(cfg: DictConfig) -> Predictive:
+    """The predictive that `predictive` describes."""
+    try:
+        predictive: Predictive = make(cfg.predictive, "predictive", cfg.plugins)()
+    except (TypeError, ValueError, ImportError) as error:
+        raise ConfigError(f"predictive={cfg.predictive.name}: {error}") from error
+    return predictive
 
 
 def make_plan(cfg: DictConfig, has_validation: bool) -> Plan:
@@ -117,7 +128,8 @@ def _check_lora(optimizer: KalmanFilter, adapter: LoRAAdapter, cfg: DictConfig) 
             f"optimizer={cfg.optimizer.name} with {classes} classes needs {classes} backward passes an image, a "
             f"pass over the shots about {classes // 2} times AdamW's; type {way} (one an image)"
         )
-    if cfg.predictive.name == "probit" and classes > MOST_ROWS:
+    if "covariance" in needs_of(cfg) and classes > MOST_ROWS:
         raise ConfigError(
-            f"predictive=probit with {classes} classes needs {classes} backward passes an image; type predictive=sampled"
+            f"predictive={cfg.predictive.name} with {classes} classes needs {classes} backward passes an image; "
+            "type predictive=sampled"
         )

@@ -29,6 +29,10 @@ Share = Annotated[float, Field(gt=0, le=1)]
 Variance = Annotated[float, Field(ge=1e-30, le=1e12, description="a number from 1e-30 to 1e12")]
 """Beyond these bounds products with a Jacobian overflow or vanish in float32."""
 Count = Annotated[int, Field(ge=1)]
+Draws = Annotated[int, Field(ge=1, le=1_000_000)]
+"""How many draws of the logits from a posterior."""
+DRAWS = 100
+"""As many as a run has where nothing else is said."""
 Several = Annotated[int, Field(ge=2)]
 """Two or more: the folds of a cross-validation."""
 Steps = Annotated[int, Field(ge=0)]

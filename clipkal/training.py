@@ -21,7 +21,7 @@ from clipkal.adapters import Adapter
 from clipkal.data.sets import LabelledSet
 from clipkal.optim.base import BatchOptimizer, StepInfo
 from clipkal.optim.posterior import Posterior
-from clipkal.uncertainty.predictor import Predictor, evaluation_mode
+from clipkal.uncertainty.reader import Reader
 
 Build = Callable[[Adapter, float | None], BatchOptimizer]
 State = dict[str, Any]
@@ -276,10 +276,9 @@ def validation_nll(adapter: Adapter, val: LabelledSet | None) -> float | None:
     """Mean negative log-likelihood (nats) of the validation images; None without any; infinity where it is not finite."""
     if val is None or len(val.labels) == 0:
         return None
-    predictor = Predictor(adapter, batch_size=adapter.batch_size)
     try:
-        with evaluation_mode(adapter):
-            logits = predictor.logits(val.inputs, len(val.labels), "validation")
+        reader = Reader(adapter, batch_size=adapter.batch_size)
+        logits = reader.logits(val.inputs, len(val.labels), "validation")
     except FloatingPointError:
         return math.inf
     return float(F.cross_entropy(logits, val.labels))

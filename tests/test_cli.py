@@ -18,7 +18,6 @@ from clipkal.data.spec import SOURCES, SPACES
 from clipkal.data.task import SHORT_CLASS, SUBSETS, VALIDATIONS
 from clipkal.errors import ConfigError
 from clipkal.tracking.wandb_session import MODES
-from clipkal.uncertainty import PREDICTIVES
 
 BAD_VALUES = [
     ("seed=-1", "seed should be greater than or equal to 0, not -1"),
@@ -45,7 +44,7 @@ BAD_VALUES = [
     ("device=gpu", "cuda:1"),
     ("checkpoint_every=nan", "a finite number"),
     ("predictive.samples=0", "greater than or equal to 1"),
-    ("predictive.name=mean", "'plugin', 'sampled' or 'probit'"),
+    ("predictive.name=my-own", "a word of letters, digits and _"),
     ("tracking.mode=bla", "'offline', 'online' or 'disabled'"),
     ("tracking.timeout=0", "greater than 0"),
     ("optimizer.prior=1e30", "a number from 1e-30 to 1e12 or 'crossval', 'evidence' or 'ratio'"),
@@ -74,6 +73,9 @@ CONTRADICTIONS = [
     ("method=zeroshot adapter=linear", "nothing would be learnt"),
     ("method=zeroshot predictive=sampled", "predictive=sampled needs a posterior"),
     ("adapter=lora", "is optimizer=kalman_online, and optimizer=kalman_filter to compose one"),
+    ("predictive.name=my_scaled", "_scaled marks those at a fitted temperature"),
+    ("predictive._target_=", "predictive=sampled names no class"),
+    ("method=adamw predictive=laplace_bridge", "predictive=laplace_bridge needs a posterior"),
     ("method=adamw predictive=probit", "predictive=probit needs a posterior, which optimizer=adamw has not"),
     ("dataset=folder", "dataset=folder needs a place: type dataset.path=/your/images"),
 ]
@@ -212,7 +214,6 @@ WORDS = [
     (schema.FewshotConfig, "protocol", PROTOCOLS),
     (schema.FewshotConfig, "short_class", SHORT_CLASS),
     (schema.FewshotConfig, "subset", SUBSETS),
-    (schema.PredictiveConfig, "name", PREDICTIVES),
     (schema.TrackingConfig, "mode", MODES),
 ]
 

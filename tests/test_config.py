@@ -34,9 +34,10 @@ CASES = [(group, name) for group, names in GROUPS.items() for name in names]
 
 @pytest.mark.parametrize(("group", "name"), CASES, ids=lambda v: str(v))
 def test_every_option_of_every_group_composes_without_a_missing_value(group, name):
-    cfg = compose([*COMPLETE.get((group, name), []), f"{group}={name}", *REQUIRED.get(name, [])])
+    words = [*COMPLETE.get((group, name), []), f"{group}={name}", *REQUIRED.get(name, [])]
+    cfg = compose(words)
     if group == "optimizer" and not has_posterior(cfg):
-        cfg.predictive.name = "plugin"
+        cfg = compose([*words, "predictive=plugin"])
     check(cfg)
     OmegaConf.to_container(cfg, resolve=True)
 

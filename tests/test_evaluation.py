@@ -17,7 +17,7 @@ from clipkal.files import write_json
 from clipkal.metrics import auroc, classification_metrics, fpr95
 from clipkal.optim import Posterior
 from clipkal.recording.predictions import rows, table
-from clipkal.uncertainty import predictor
+from clipkal.uncertainty import Plugin, Predictive, Probit, Reader, Sampled, plugin, reader
 
 D, C, SD = 8, 5, 0.7
 
@@ -53,6 +53,13 @@ class GaussianPosterior(Posterior):
         return SD**2 * inputs.square().sum(1)[:, None, None] * torch.eye(C)
 
 
+class NeedsZeroshot(Predictive):
+    needs = ("zeroshot",)
+
+    def predict(self, chunk):
+        return plugin(chunk.zeroshot)
+
+
 def features(name: str, n: int, seed: int, noise: float = 0.0, classes: int = C) -> Features:
     generator = torch.Generator().manual_seed(seed)
     x = torch.nn.functional.normalize(torch.randn(n, D, generator=generator), dim=1)
@@ -76,12 +83,15 @@ def sets() -> dict[str, tuple[str, Features]]:
 
 
 def run(model: Linear, sets: dict, **options) -> Evaluation:
-    options = {"predictives": ("plugin", "sampled", "probit"), "n_samples": 40, "seed": 7} | options
-    return evaluate(model, GaussianPosterior(model), sets, **options)
+    predictives = {"plugin": Plugin(), "sampled": Sampled(options.pop("samples", 40)), "probit": Probit()}
+    reading = {"seed": 7} | {key: options.pop(key) for key in ("seed", "batch_size") if key in options}
+    return evaluate(
+        Reader(model, GaussianPosterior(model), **reading), sets, **{"predictives": predictives} | options
+    )
 
 
 def test_plugin_metrics_are_those_of_the_softmax(model: Linear, sets: dict) -> None:
-    result = evaluate(model, None, sets, predictives=("plugin", "sampled"))
+    result = evaluate(Reader(model), sets)
     assert [set(s.metrics) for s in result.sets.values()] == [{"plugin"}] * 3
     data = sets["test"][1]
     expected = classification_metrics(model(data.inputs).double().softmax(1), data.labels)
@@ -141,7 +151,7 @@ def test_a_transfer_set_is_scored_over_all_its_classes_and_not_detected(model: L
 def test_labels_of_a_gappy_label_space(model: Linear) -> None:
     data = features("gap", 60, 4)
     data.labels = torch.where(data.labels < 2, 1, 4)
-    one = evaluate(model, None, {"test": ("id", features("t", 5, 0)), "gap": ("ood", data)}).sets["gap"]
+    one = evaluate(Reader(model), {"test": ("id", features("t", 5, 0)), "gap": ("ood", data)}).sets["gap"]
     assert one.classes == [1, 4]
     picked = torch.tensor([1, 4])[model(data.inputs)[:, [1, 4]].argmax(1)]
     assert one.metrics["plugin"]["accuracy"] == pytest.approx((picked == data.labels).double().mean().item())
@@ -149,7 +159,7 @@ def test_labels_of_a_gappy_label_space(model: Linear) -> None:
 
 
 def test_sampled_and_probit_agree_with_many_draws(model: Linear, sets: dict) -> None:
-    result = run(model, sets, n_samples=2000)
+    result = run(model, sets, samples=2000)
     one = result.sets["test"]
     sampled, probit = one.predictions["sampled"], one.predictions["probit"]
     assert (sampled.probs - probit.probs).abs().mean() < 0.01
@@ -167,10 +177,11 @@ def test_chunking_changes_nothing(model: Linear, sets: dict, batch_size: int) ->
 
 def test_memory_budget_only_changes_the_number_of_calls(model: Linear, sets: dict, monkeypatch) -> None:
     posterior = GaussianPosterior(model)
-    first = evaluate(model, posterior, sets, ("sampled",), 40)
+    drawn = {"sampled": Sampled(40)}
+    first = evaluate(Reader(model, posterior), sets, drawn)
     assert posterior.calls == 3 * 3  # three blocks of at most 16 draws, three sets
-    monkeypatch.setattr(predictor, "MEMORY_BUDGET", 32 * 16 * C * 20)
-    second = evaluate(model, posterior, sets, ("sampled",), 40)
+    monkeypatch.setattr(reader, "MEMORY_BUDGET", 32 * 16 * C * 20)
+    second = evaluate(Reader(model, posterior), sets, drawn)
     assert posterior.calls > 20
     a, b = (e.sets["sketch"].predictions["sampled"].probs for e in (first, second))
     torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
@@ -199,10 +210,10 @@ def test_temperature_adds_scaled_predictives(model: Linear, sets: dict) -> None:
 
 def test_fitted_temperatures_lower_the_validation_nll(model: Linear) -> None:
     val = features("val", 300, 9, 2.0)
-    names = ("plugin", "sampled", "probit")
-    temperatures = fit_temperatures(model, GaussianPosterior(model), val, names, n_samples=30, batch_size=77)
+    names = {"plugin": Plugin(), "sampled": Sampled(30), "probit": Probit()}
+    temperatures = fit_temperatures(Reader(model, GaussianPosterior(model), batch_size=77), val, names)
     assert set(temperatures) == set(names)
-    metrics = run(model, {"val": ("id", val)}, n_samples=30, temperature=temperatures).sets["val"].metrics
+    metrics = run(model, {"val": ("id", val)}, samples=30, temperature=temperatures).sets["val"].metrics
     for name in names:
         assert metrics[f"{name}_scaled"]["nll"] <= metrics[name]["nll"] + 1e-3, name
 
@@ -259,16 +270,16 @@ def test_training_mode_and_gradients_are_left_alone(model: Linear, sets: dict) -
 def test_overconfident_model_keeps_a_finite_nll(sets: dict) -> None:
     model = Linear()
     model.weight.data *= 1e4
-    metrics = evaluate(model, None, sets).sets["sketch"].metrics["plugin"]
+    metrics = evaluate(Reader(model), sets).sets["sketch"].metrics["plugin"]
     assert 100 < metrics["nll"] < math.inf
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"predictives": ("plugin", "laplace")}, "'laplace' is unknown"),
-        ({"predictives": ()}, "at least one predictive"),
-        ({"n_samples": 0}, "one sample"),
+        ({"predictives": {"mine_scaled": Plugin()}}, "_scaled marks those"),
+        ({"predictives": {}}, "at least one predictive"),
+        ({"predictives": {"shared": NeedsZeroshot()}}, "Linear is no adapter"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"temperature": math.nan}, "temperature must be positive"),
     ],
@@ -283,21 +294,23 @@ def test_bad_sets_and_posteriors(model: Linear, sets: dict) -> None:
         def logit_samples(self, inputs, n, generator):
             return torch.full((n, len(inputs), C), math.nan)
 
-    with pytest.raises(ConfigError, match="needs the logit covariance"):
-        evaluate(model, Only(), sets, ("probit",))
+    with pytest.raises(ConfigError, match="Only gives no logit covariance, which this predictive needs"):
+        evaluate(Reader(model, Only()), sets, {"probit": Probit()})
+    with pytest.raises(ConfigError, match="need a posterior, and there is none"):
+        evaluate(Reader(model), sets, {"probit": Probit()})
     with pytest.raises(FloatingPointError, match="'test'"):
-        evaluate(model, Only(), sets, ("sampled",))
+        evaluate(Reader(model, Only()), sets, {"sampled": Sampled()})
     with pytest.raises(ConfigError, match="role"):
-        evaluate(model, None, {"x": ("val", sets["test"][1])})
+        evaluate(Reader(model), {"x": ("val", sets["test"][1])})
     with pytest.raises(ConfigError, match="role"):
-        evaluate(model, None, {})
+        evaluate(Reader(model), {})
     empty = Features([], torch.zeros(0, dtype=torch.long), torch.zeros(0, D))
     with pytest.raises(ValueError, match="'none' is empty"):
-        evaluate(model, None, {"test": sets["test"], "none": ("ood", empty)})
+        evaluate(Reader(model), {"test": sets["test"], "none": ("ood", empty)})
     unknown = Features(["a"], torch.tensor([C]), torch.ones(1, D))
     with pytest.raises(ValueError, match="label outside"):
-        evaluate(model, None, {"test": ("id", unknown)})
+        evaluate(Reader(model), {"test": ("id", unknown)})
     broken = features("broken", 4, 0)
     broken.inputs[2, 0] = math.inf
     with pytest.raises(FloatingPointError, match="'broken'"):
-        evaluate(model, None, {"test": sets["test"], "broken": ("ood", broken)})
+        evaluate(Reader(model), {"test": sets["test"], "broken": ("ood", broken)})

@@ -25,6 +25,22 @@ class Adapter(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def frozen_features(self, inputs: Tensor) -> Tensor:
+        """Unit rows [B, d] of the frozen backbone for inputs as `forward` takes them, whatever was learnt since.
+
+        Raises NotImplementedError where they are not to be had.
+        """
+        if self.inputs != "features":
+            raise NotImplementedError(f"{type(self).__name__} gives no features of its frozen backbone")
+        return inputs
+
+    def zeroshot_logits(self, features: Tensor) -> Tensor:
+        """The logits [B, C] before anything was learnt, from `frozen_features` [B, d]; for the classes it has now.
+
+        Raises NotImplementedError where they are not to be had.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not tell its zero-shot logits")
+
     @contextmanager
     def classes(self, text: Tensor) -> Iterator[None]:
         """Answers for other classes meanwhile, those with the text features `[C', d]`; what is learnt stays.

@@ -61,6 +61,9 @@ class LinearAdapter(Adapter):
             moved = inputs @ self.text.T + (inputs @ self.weight.T) @ self._left().T
         return self.log_scale.exp() * moved
 
+    def zeroshot_logits(self, features: Tensor) -> Tensor:
+        return self.log_scale.exp() * (features @ self.text.T)
+
     def jacobian_factors(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """left `[C, d]` and right `[B, d]` of the Jacobian with respect to `weight`."""
         return self.log_scale.exp() * self._left(), inputs
@@ -76,7 +79,8 @@ class LinearAdapter(Adapter):
     @torch.no_grad()
     def head(self) -> Tensor:
         """T (I + R W): its rows are not of unit norm. The map cannot go into CLIP's image projection, after which CLIP
-        normalises: the logits of an image would be divided by the norm of (I + R W) f."""
+        normalises: the logits of an image would be divided by the norm of (I + R W) f.
+        """
         return self.text + self._left() @ self.weight
 
     def describe(self) -> dict[str, Any]:

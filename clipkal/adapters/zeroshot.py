@@ -22,7 +22,10 @@ class ZeroShotAdapter(Adapter):
         self.register_buffer("scale", tensor(float(logit_scale), dtype=text_features.dtype))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.scale * (inputs @ self.text.T)
+        return ZeroShotAdapter.zeroshot_logits(self, inputs)
+
+    def zeroshot_logits(self, features: Tensor) -> Tensor:
+        return self.scale * (features @ self.text.T)
 
     def head(self) -> Tensor:
         return self.text

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from clipkal import files
 from clipkal.config.explain import no_such_setting
 from clipkal.config.options import check_targets
-from clipkal.config.signatures import has_method
+from clipkal.config.signatures import constant_of, has_method
 from clipkal.errors import ConfigError
 from clipkal.settings import check as check_value
 from clipkal.settings import is_plain
@@ -69,6 +69,25 @@ def has_posterior(cfg: DictConfig) -> bool:
     return cfg.optimizer.name != "none" and has_method(cfg.optimizer._target_, "logit_samples")
 
 
+def needs_of(cfg: DictConfig) -> tuple[str, ...]:
+    """What the predictive asks for beside the logits, as its class declares it."""
+    return constant_of(cfg.predictive._target_, "needs") or ()
+
+
+def _check_predictive(cfg: DictConfig) -> None:
+    chosen = cfg.predictive
+    if not chosen._target_:
+        raise ConfigError(
+            f"predictive={chosen.name} names no class: its file needs a line such as _target_: clipkal.uncertainty.Sampled"
+        )
+    if chosen.name.endswith("_scaled"):
+        raise ConfigError(f"predictive.name={chosen.name}: _scaled marks those at a fitted temperature")
+    if {"draws", "covariance"} & set(needs_of(cfg)) and not has_posterior(cfg):
+        raise ConfigError(
+            f"predictive={chosen.name} needs a posterior, which optimizer={cfg.optimizer.name} has not"
+        )
+
+
 def _check_together(cfg: DictConfig) -> None:
     """What single settings cannot say."""
     adapter, optimizer = cfg.adapter.name, cfg.optimizer
@@ -82,10 +101,7 @@ def _check_together(cfg: DictConfig) -> None:
             "optimizer=kalman needs adapter=linear, whose logits are linear in its parameters; the recursive filter for "
             "other adapters is optimizer=kalman_online, and optimizer=kalman_filter to compose one"
         )
-    if cfg.predictive.name != "plugin" and not has_posterior(cfg):
-        raise ConfigError(
-            f"predictive={cfg.predictive.name} needs a posterior, which optimizer={optimizer.name} has not"
-        )
+    _check_predictive(cfg)
     source = cfg.dataset.source
     if cfg.dataset.path is None and source in NEEDS_PATH:
         place = files.expanded(cfg.data.root) / cfg.dataset.name

@@ -30,8 +30,15 @@ KINDS = {
     "optimizer.gate": ("clipkal.optim.kalman.observation.Gate",),
     "optimizer.noise": ("clipkal.optim.kalman.observation.Noise",),
     "optimizer.observation": ("clipkal.optim.kalman.update.Observation",),
+    "predictive": ("clipkal.uncertainty.predictive.Predictive",),
 }
 """What belongs in a place of the configuration: classes that descend from one of these, or functions that return one."""
+BASES = {
+    "adapter": schema.AdapterConfig,
+    "optimizer": schema.OptimizerConfig,
+    "predictive": schema.PredictiveConfig,
+}
+"""What every option of a group can be set to, beside the settings of its class."""
 GIVEN = ("model", "text_features", "logit_scale", "backbone", "prompts", "priors", "group")
 """Arguments that the program gives by their names to what asks for them; an adapter gets the run's `seed` as well."""
 
@@ -74,9 +81,7 @@ def _schema(group: str, name: str, target: str, keys: Sequence[str]) -> type:
     keys: at the top of the YAML file. An optimiser without a learning rate goes over the shots in batches where the
         file says how often (`epochs`), and is given all of them at once where it does not.
     """
-    base = {"adapter": schema.AdapterConfig, "optimizer": schema.OptimizerConfig}.get(
-        group, schema.PartConfig
-    )
+    base = BASES.get(group, schema.PartConfig)
     arguments = arguments_of(target)
     if group == "optimizer" and "lr" in arguments:
         base = schema.RatesConfig
@@ -84,7 +89,7 @@ def _schema(group: str, name: str, target: str, keys: Sequence[str]) -> type:
         base = schema.PassesConfig
     taken = {one.name for one in fields(base)} | {*GIVEN, *(["seed"] if group == "adapter" else [])}
     own: list[tuple[str, Any, Any]] = [("_target_", str, target)]
-    own += [("name", str, name)] if "name" in taken else []
+    own += [(one.name, one.type, name) for one in fields(base) if one.name == "name"]
     for one in settings_of(target):
         if one.name not in taken:
             copied = lambda value=one.default: list(value)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from omegaconf import MISSING
 from pydantic import Field
 
-from clipkal.settings import Count, Finite, Fraction, Positive, Steps
+from clipkal.settings import DRAWS, Count, Draws, Finite, Fraction, Positive, Steps
 
 Kind = TypeVar("Kind", bound=type)
 Source = Literal[
@@ -41,6 +41,9 @@ Deviations = Annotated[
     list[Positive], Field(min_length=3, max_length=3, description="a list of 3 numbers greater than 0")
 ]
 Rates = Annotated[list[Positive], Field(min_length=1, description="a list of one or more numbers above 0")]
+Word = Annotated[
+    str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", description="a word of letters, digits and _")
+]
 Sha256 = Annotated[
     str, Field(pattern="^[0-9a-fA-F]{64}$", description="a sha256, 64 hexadecimal digits, or null")
 ]
@@ -218,11 +221,11 @@ class RatesConfig(PassesConfig):
 
 @node
 @dataclass
-class PredictiveConfig:
+class PredictiveConfig(PartConfig):
     """How probabilities and their uncertainty are read out (conf/predictive/)."""
 
-    name: Literal["plugin", "sampled", "probit"] = "sampled"
-    samples: Annotated[int, Field(ge=1, le=1_000_000)] = 100  # posterior draws
+    name: Word = MISSING
+    samples: Draws = DRAWS  # from the posterior, where the predictive draws
     temperature_scaling: bool = True  # also report it at a temperature fitted on validation images
 
 

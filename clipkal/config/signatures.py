@@ -70,6 +70,17 @@ def has_method(target: str, name: str) -> bool:
     return any(isinstance(one, ast.FunctionDef) and one.name == name for one in defined)
 
 
+@cache
+def constant_of(target: str, name: str) -> Any:
+    """A plain value that a class, or the first of its bases that has it, assigns to this name in its body; None without."""
+    for _, node in _family(*_defined(target)):
+        for one in getattr(node, "body", ()):
+            targets = one.targets if isinstance(one, ast.Assign) else [getattr(one, "target", None)]
+            if any(isinstance(given, ast.Name) and given.id == name for given in targets) and one.value:
+                return ast.literal_eval(one.value)
+    return None
+
+
 def _defined(target: str) -> tuple[str, Node]:
     module, _, name = target.rpartition(".")
     found = _definition(module, name) if module else None

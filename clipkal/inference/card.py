@@ -68,9 +68,11 @@ around it."""
 def card(run: Run, licence: str | None, checked: Sequence[str], plain: bool) -> str:
     """The card; `plain`: whether the folder is a whole open_clip checkpoint. `checked`: what was found on writing it."""
     results = run.record.results
-    about = {key: printable(str(value)) for key, value in results["run"].items() if not isinstance(value, list)}
+    about = {
+        key: printable(str(value)) for key, value in results["run"].items() if not isinstance(value, list)
+    }
     kind = "open_clip checkpoint with a class head" if plain else "adapter"
-    text = _CARD.format(
+    return _CARD.format(
         library="open_clip" if plain else "clipkal",
         task="zero-shot-image-classification",
         licence=json.dumps(licence) if licence else "other",
@@ -98,7 +100,6 @@ def card(run: Run, licence: str | None, checked: Sequence[str], plain: bool) -> 
         table=_table(run),
         use=_USE if plain else _ALONE,
     )
-    return text
 
 
 def _table(run: Run) -> str:
@@ -109,7 +110,10 @@ def _table(run: Run) -> str:
         for predictive in (p for p in wanted if p in one["predictive"]):
             m = one["predictive"][predictive]
             nll = "∞" if m["nll"] is None else f"{m['nll']:.3f}"
-            cells = [printable(name).replace("|", r"\|"), one["role"].upper() if one["role"] != "transfer" else "transfer"]
+            cells = [
+                printable(name).replace("|", r"\|"),
+                one["role"].upper() if one["role"] != "transfer" else "transfer",
+            ]
             cells += [f"{m['n']:,}", predictive, f"{100 * m['accuracy']:.1f}", nll, f"{100 * m['ece']:.1f}"]
             rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)

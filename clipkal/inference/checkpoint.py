@@ -19,7 +19,7 @@ from clipkal.inference.card import card
 from clipkal.inference.images import Images
 from clipkal.inference.record import ADAPTER
 from clipkal.inference.run import Run
-from clipkal.uncertainty.predictor import evaluation_mode
+from clipkal.uncertainty.reader import evaluation_mode
 
 TOLERANCE = 1e-5
 """Largest difference of a logit that counts as equal, as a cosine (a share of the logit scale)."""
@@ -148,7 +148,9 @@ def plain_logits(folder: Path, images: Images) -> Tensor:
     from clipkal.backbones.openclip import _quiet
 
     with _quiet():
-        model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{folder}", return_transform=True)
+        model, preprocess = open_clip.create_model_from_pretrained(
+            f"local-dir:{folder}", return_transform=True
+        )
     head = load_file(folder / "class_head.safetensors")
     pixels = torch.stack([preprocess(images.decode(i)) for i in range(len(images))])
     features = model.eval().encode_image(pixels, normalize=True)

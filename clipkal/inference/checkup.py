@@ -30,7 +30,7 @@ KNOWN = {
 """Zero-shot accuracies in % by (architecture, pretrained, dataset), each with one template, and where they stand."""
 SLACK = 1.0
 """Points that a zero-shot accuracy may be off beyond three standard errors: prompts and decoders differ that much."""
-NORMALISATIONS = {
+NORMALISATIONS: dict[tuple[float, ...], str] = {
     (0.48145466, 0.4578275, 0.40821073): "CLIP's",
     (0.485, 0.456, 0.406): "ImageNet's",
     (0.5, 0.5, 0.5): "0.5",
@@ -65,7 +65,9 @@ def checkup(cfg: DictConfig, chosen: bool, most: int) -> Iterator[Finding]:
     started = time.perf_counter()
     backbone = load_backbone(cfg.backbone, cfg.device)
     if backbone is None:
-        raise ConfigError("backbone=precomputed has no weights to look at; features are checked by clipkal-data check")
+        raise ConfigError(
+            "backbone=precomputed has no weights to look at; features are checked by clipkal-data check"
+        )
     yield from _device(backbone)
     yield _weights(backbone, time.perf_counter() - started)
     yield _activation(backbone)
@@ -81,7 +83,9 @@ def _device(backbone: Backbone) -> Iterator[Finding]:
     if backbone.device.type == "cuda":
         name = torch.cuda.get_device_name(backbone.device)
         free, total = torch.cuda.mem_get_info(backbone.device)
-        yield Finding("device", "ok", f"{backbone.device} ({name}), {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
+        yield Finding(
+            "device", "ok", f"{backbone.device} ({name}), {free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+        )
         return
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     unused = " (a GPU is there: device=auto or device=cuda would use it)" if torch.cuda.is_available() else ""
@@ -105,7 +109,9 @@ def _activation(backbone: Backbone) -> Finding:
     quick = sum(isinstance(module, QuickGELU) for module in backbone.model.modules())
     what = "QuickGELU" if quick else "GELU or that of the tower's own kind"
     if bool(quick) != stated and quick:
-        return Finding("activation", "wrong", f"{what} in {quick} places, but quick_gelu={stated} in its configuration")
+        return Finding(
+            "activation", "wrong", f"{what} in {quick} places, but quick_gelu={stated} in its configuration"
+        )
     if stated and not quick:
         return Finding("activation", "note", f"{what}, though its configuration says quick_gelu")
     why = "as its tag, file or folder says" if backbone.pretrained != "random" else "by the architecture"
@@ -127,10 +133,18 @@ def _transform(backbone: Backbone, cfg: DictConfig) -> Iterator[Finding]:
                           f"backbone.image_{key} out")  # fmt: skip
     own = [f"backbone.{key}" for key in ("image_mean", "image_std") if cfg.backbone[key] is not None]
     if own:
-        yield Finding("transform", "note", f"{' and '.join(own)} replace the model's own, which its weights were trained with")
+        yield Finding(
+            "transform",
+            "note",
+            f"{' and '.join(own)} replace the model's own, which its weights were trained with",
+        )
     pixels = backbone.preprocess(Image.new("RGB", (37, 91), (200, 30, 90)))
     if pixels.ndim != 3 or not bool(pixels.isfinite().all()):
-        yield Finding("transform", "wrong", f"it makes {list(pixels.shape)} of an image, with values that are not finite")
+        yield Finding(
+            "transform",
+            "wrong",
+            f"it makes {list(pixels.shape)} of an image, with values that are not finite",
+        )
 
 
 def _three(values: Any) -> str:
@@ -145,7 +159,9 @@ def _tokenizer(backbone: Backbone) -> Iterator[Finding]:
     text = f"{type(backbone.tokenizer).__name__}, {size}, context of {context} tokens"
     distinct = len({row.numpy().tobytes() for row in tokens}) == len(SENTENCES)
     if not distinct:
-        yield Finding("tokenizer", "wrong", f"{text}; different sentences become the same tokens: {SENTENCES}")
+        yield Finding(
+            "tokenizer", "wrong", f"{text}; different sentences become the same tokens: {SENTENCES}"
+        )
     elif context != stated:
         yield Finding("tokenizer", "wrong", f"{text}, but the text tower has {stated}")
     else:
@@ -158,7 +174,11 @@ def _logit_scale(backbone: Backbone) -> Finding:
     if backbone.pretrained == "random":
         return Finding("logit scale", "note", f"{text}, as it starts")
     if not 5 <= scale <= 200:
-        return Finding("logit scale", "note", f"{text}; trained CLIPs end between 20 and 117: are these the trained weights?")
+        return Finding(
+            "logit scale",
+            "note",
+            f"{text}; trained CLIPs end between 20 and 117: are these the trained weights?",
+        )
     return Finding("logit scale", "ok", text)
 
 
@@ -180,7 +200,11 @@ def _features(backbone: Backbone) -> Iterator[Finding]:
         return
     state: Literal["ok", "note"] = "ok" if spread < 0.99999 else "note"
     alike = "" if state == "ok" else ", and different images have the same feature: are the weights trained?"
-    yield Finding("features", state, f"width {backbone.embed_dim}, finite; about {rate:,.0f} images a second in fp32{alike}")
+    yield Finding(
+        "features",
+        state,
+        f"width {backbone.embed_dim}, finite; about {rate:,.0f} images a second in fp32{alike}",
+    )
     wanted = [backbone.precision] if backbone.precision != "fp32" else ["bf16"]
     for precision in wanted:
         yield _precision(backbone, pixels, exact, precision)
@@ -195,7 +219,11 @@ def _precision(backbone: Backbone, pixels: torch.Tensor, exact: torch.Tensor, pr
     cosine = float((rough * exact).sum(1).min())
     text = f"backbone.precision={precision}: cosine with fp32 {cosine:.5f} or more, about {rate:,.0f} images a second"
     if not math.isfinite(cosine):
-        return Finding("precision", "wrong", f"backbone.precision={precision} gives features that are not finite: keep to fp32")
+        return Finding(
+            "precision",
+            "wrong",
+            f"backbone.precision={precision} gives features that are not finite: keep to fp32",
+        )
     return Finding("precision", "ok" if cosine >= LEAST_COSINE[precision] else "note", text)
 
 
@@ -240,4 +268,3 @@ def _accuracy(
         return Finding("zero-shot", "wrong", f"{words}, hardly more than chance ({chance:.1f} %): do the class names mean "
                        f"something ({names})? is the activation right?")  # fmt: skip
     return Finding("zero-shot", "ok", f"{words} (chance: {chance:.1f} %; no known figure to compare with)")
-

@@ -20,7 +20,9 @@ from clipkal.tracking.writing import printable
 EXIT = """exit status: 0 when all is well, 3 when images could not be read and were left out, 2 on bad input (one line on
 standard error), 130 when stopped"""
 SKIPPED = 3
-RUN_HELP = "a run directory, such as outputs/rendered/mini/kalman/16shot-seed1, or the folder of a W&B artifact"
+RUN_HELP = (
+    "a run directory, such as outputs/rendered/mini/kalman/16shot-seed1, or the folder of a W&B artifact"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +38,9 @@ class Parser(argparse.ArgumentParser):
         sys.exit(2)
 
 
-def run_command(parser: Parser, work: Callable[[argparse.Namespace], int], arguments: Sequence[str] | None) -> None:
+def run_command(
+    parser: Parser, work: Callable[[argparse.Namespace], int], arguments: Sequence[str] | None
+) -> None:
     """Parses and works; exits with what `work` returns, or with 2 after one line on bad input."""
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -105,7 +109,10 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--batch-size", metavar="N", type=positive, help="images a forward pass (default: the run's)"
     )
     parser.add_argument(
-        "--weights", metavar="PATH", type=Path, help="where the backbone's weights are now; they must be the same"
+        "--weights",
+        metavar="PATH",
+        type=Path,
+        help="where the backbone's weights are now; they must be the same",
     )
     parser.add_argument("--workers", metavar="N", type=positive, default=0, help="threads that decode images")
     parser.add_argument("--no-progress", action="store_true", help="no progress bar")

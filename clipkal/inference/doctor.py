@@ -28,12 +28,23 @@ MARKS = {"ok": ("✓", "green"), "note": ("·", "yellow"), "wrong": ("✗", "red
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; exits with 1 where something looks wrong, with 2 after one line on bad input."""
     parser = Parser(NAME, HELP, EXAMPLES)
-    parser.add_argument("settings", metavar="KEY=VALUE", nargs="*", help="backbone=…, dataset=…, data.root=…, device=…")
     parser.add_argument(
-        "--images", metavar="N", type=positive, default=1000, help="most images of the zero-shot accuracy (default: 1000)"
+        "settings", metavar="KEY=VALUE", nargs="*", help="backbone=…, dataset=…, data.root=…, device=…"
+    )
+    parser.add_argument(
+        "--images",
+        metavar="N",
+        type=positive,
+        default=1000,
+        help="most images of the zero-shot accuracy (default: 1000)",
     )
     parser.add_argument("--no-zero-shot", action="store_true", help="leave the zero-shot accuracy out")
-    parser.add_argument("--config-dir", metavar="DIR", type=Path, help="a folder with more options, as of clipkal --config-dir")
+    parser.add_argument(
+        "--config-dir",
+        metavar="DIR",
+        type=Path,
+        help="a folder with more options, as of clipkal --config-dir",
+    )
     run_command(parser, doctor, arguments)
 
 
@@ -43,7 +54,9 @@ def doctor(options: argparse.Namespace) -> int:
 
     for word in options.settings:
         if "=" not in word or word.lstrip("+~").partition("=")[0].partition(".")[0] not in ALLOWED:
-            raise ConfigError(f"{word!r}: what can be typed here is {', '.join(f'{one}=…' for one in ALLOWED)}")
+            raise ConfigError(
+                f"{word!r}: what can be typed here is {', '.join(f'{one}=…' for one in ALLOWED)}"
+            )
     cfg = compose(options.settings, options.config_dir)
     check(cfg)
     quiet(cfg.threads)
@@ -51,7 +64,9 @@ def doctor(options: argparse.Namespace) -> int:
 
     screen, wrong = console(), 0
     try:
-        for found in checkup(cfg, chosen=_chosen(options.settings), most=0 if options.no_zero_shot else options.images):
+        for found in checkup(
+            cfg, chosen=_chosen(options.settings), most=0 if options.no_zero_shot else options.images
+        ):
             mark, style = MARKS[found.state]
             wrong += found.state == "wrong"
             say(screen, f"{mark} {found.about:<14}{found.text}", style if found.state != "ok" else "")
@@ -62,7 +77,11 @@ def doctor(options: argparse.Namespace) -> int:
     if wrong:
         say(screen, f"{wrong} thing{'s' * (wrong != 1)} to mend", "red")
         return 1
-    say(screen, f"nothing is wrong; type: {shlex.join(['clipkal', *words, *_dataset(options.settings)])}", "bold")
+    say(
+        screen,
+        f"nothing is wrong; type: {shlex.join(['clipkal', *words, *_dataset(options.settings)])}",
+        "bold",
+    )
     return 0
 
 

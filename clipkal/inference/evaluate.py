@@ -49,8 +49,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "settings", metavar="KEY=VALUE", nargs="*", help=f"a setting of {', '.join(SETTINGS)}, as of a run"
     )
-    parser.add_argument("--name", metavar="NAME", help="of the files in RUN/evaluations (default: made of the settings)")
-    parser.add_argument("--config-dir", metavar="DIR", type=Path, help="a folder with more datasets, as of clipkal --config-dir")
+    parser.add_argument(
+        "--name", metavar="NAME", help="of the files in RUN/evaluations (default: made of the settings)"
+    )
+    parser.add_argument(
+        "--config-dir",
+        metavar="DIR",
+        type=Path,
+        help="a folder with more datasets, as of clipkal --config-dir",
+    )
     add_model_options(parser)
     run_command(parser, evaluate, arguments)
 
@@ -60,7 +67,9 @@ def evaluate(options: argparse.Namespace) -> int:
     from clipkal.inference.record import read_record
     from clipkal.inference.settings import merged
 
-    cfg = merged(read_record(options.run).cfg, options.settings, options.config_dir)  # before torch is imported
+    cfg = merged(
+        read_record(options.run).cfg, options.settings, options.config_dir
+    )  # before torch is imported
     run = load(options)
     cfg.data.workers, cfg.data.progress = options.workers or cfg.data.workers, not options.no_progress
     from clipkal.inference.evaluation import evaluate_run, write_evaluation
@@ -70,7 +79,11 @@ def evaluate(options: argparse.Namespace) -> int:
     screen = console()
     screen.print(_table(run, found))
     for name, ids in found.skipped.items():
-        say(screen, f"{name}: {len(ids)} images could not be read and were left out, the first: {ids[0]}", "yellow")
+        say(
+            screen,
+            f"{name}: {len(ids)} images could not be read and were left out, the first: {ids[0]}",
+            "yellow",
+        )
     say(screen, f"{path}", "bold")
     say(screen, f"beside the run's other sets: clipkal-report {shlex.quote(str(run.record.path))}")
     return SKIPPED if found.skipped else 0
@@ -78,15 +91,33 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def _table(run: Any, found: Any) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("set", "role", "images", "classes", "predictive", "accuracy", "NLL", "ECE", "detection AUROC"):
-        table.add_column(title, justify="left" if title in ("set", "role", "predictive") else "right", no_wrap=True)
+    for title in (
+        "set",
+        "role",
+        "images",
+        "classes",
+        "predictive",
+        "accuracy",
+        "NLL",
+        "ECE",
+        "detection AUROC",
+    ):
+        table.add_column(
+            title, justify="left" if title in ("set", "role", "predictive") else "right", no_wrap=True
+        )
     for name, one in found.evaluation.sets.items():
         for predictive in dict.fromkeys((run.predictive, "plugin")):
             if (m := one.metrics.get(predictive)) is None:
                 raise ClipkalError(f"{run.record.path}: no {predictive} of {name}")
             score = "entropy" if predictive == run.predictive else "plugin_entropy"
             auroc = found.evaluation.detection.get(name, {}).get(score, {}).get("auroc")
-            cells = [f"{m['n']:,}", str(m["classes"]), predictive, f"{100 * m['accuracy']:.1f}", f"{m['nll']:.3f}"]
+            cells = [
+                f"{m['n']:,}",
+                str(m["classes"]),
+                predictive,
+                f"{100 * m['accuracy']:.1f}",
+                f"{m['nll']:.3f}",
+            ]
             cells += [f"{100 * m['ece']:.1f}", "–" if auroc is None else f"{100 * auroc:.1f}"]
             table.add_row(Text(name), one.role, *cells)
     return table

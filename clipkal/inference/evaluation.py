@@ -22,7 +22,7 @@ from clipkal.data.task import FewShotTask, draw_task
 from clipkal.errors import ConfigError, DataError
 from clipkal.evaluation import Evaluation, SetEvaluation, detection_table, evaluate
 from clipkal.inference.record import PREDICTIONS
-from clipkal.inference.run import SCALED, Run
+from clipkal.inference.run import Run
 from clipkal.inference.settings import same_images
 from clipkal.recording import predictions
 from clipkal.recording.recorder import MOST_CLASSES
@@ -52,7 +52,8 @@ class Later:
 def evaluate_run(run: Run, cfg: DictConfig, config_dir: Path | None = None) -> Later:
     """Predicts and scores the sets that `cfg` describes, with every predictive of the run.
 
-    The run's own test set is not evaluated again; for OOD detection its stored predictions are the reference.
+    Its own test set is the reference of OOD detection: predicted again where it is part of the dataset, else by its stored
+    predictions.
 
     Raises:
         ConfigError: there is nothing to evaluate, or what learnt from images is given features, or the reverse.
@@ -67,17 +68,18 @@ def evaluate_run(run: Run, cfg: DictConfig, config_dir: Path | None = None) -> L
         )
     task, skipped = _seen(run, task, cfg)
     temperatures = run.record.results["evaluation"]["temperatures"] or None
-    names = [name for name in run.predictives if not name.endswith(SCALED)]
-    how: dict[str, Any] = {"predictives": names, "n_samples": run.cfg.predictive.samples, "seed": run.cfg.seed}
-    how |= {"batch_size": run.adapter.batch_size, "temperature": temperatures}
+    how: dict[str, Any] = {"predictives": run.readouts, "temperature": temperatures}
     found = Evaluation({}, {}, {})
     if task.ood:
-        sets = {name: ("ood", one) for name, one in task.ood.items()}
-        found = evaluate(run.adapter, run.posterior, sets, spaces=task.label_spaces, **how)
-        found.detection = detection_table({"test": _reference(run)} | found.sets)
+        sets: dict[str, Any] = {"test": ("id", task.test)} if own else {}
+        sets |= {name: ("ood", one) for name, one in task.ood.items()}
+        found = evaluate(run.reader, sets, spaces=task.label_spaces, **how)
+        if found.sets.pop("test", None) is None:
+            found.detection = detection_table({"test": _reference(run)} | found.sets)
     for name, other in task.transfer.items():
         with run.adapter.classes(other.text_features):  # type: ignore[arg-type]
-            new = evaluate(run.adapter, run.posterior, {name: ("transfer", other.test)}, **how)
+            other_set: Any = other.test
+            new = evaluate(run.reader, {name: ("transfer", other_set)}, **how)
         found.sets[name] = replace(new.sets[name], class_names=other.class_names)
         found.settings = found.settings or new.settings
     return Later(found, skipped, OmegaConf.to_container(cfg.dataset, resolve=True))  # type: ignore[arg-type]
@@ -107,8 +109,9 @@ def _sets(task: FewShotTask, classes: Sequence[str], own: bool) -> FewShotTask:
     relabelled = {name: _relabelled(one, place) for name, one in ood.items()}
     spaces = {name: sorted(place[label] for label in space) for name, space in spaces.items()}
     few: Any = task.test.subset([0])
+    test = task.test if own and ood else few
     return FewShotTask(
-        task.name, task.class_names, task.prompts, few, None, few, relabelled, task.text_features, task.logit_scale,
+        task.name, task.class_names, task.prompts, few, None, test, relabelled, task.text_features, task.logit_scale,
         task.record, spaces, transfer,
     )  # fmt: skip
 
@@ -142,10 +145,11 @@ def _seen(run: Run, task: FewShotTask, cfg: DictConfig) -> tuple[FewShotTask, di
     prepare = pixelise if run.on_images else featurise
     how = {"workers": cfg.data.workers, "progress": cfg.data.progress, "on_bad_image": cfg.data.on_bad_image}
     seen, skipped = prepare(backbone, task, cache_dir=cfg.data.cache, **how)
-    width = getattr(getattr(run.adapter, "text", None), "shape", (0, 0))[1]
     for name, one in seen.ood.items():
-        if isinstance(one, FeatureSet) and one.inputs.shape[1] != width:
-            raise DataError(f"{name}: features of width {one.inputs.shape[1]}, but the run learnt from width {width}")
+        if isinstance(one, FeatureSet) and one.inputs.shape[1] != run.width:
+            raise DataError(
+                f"{name}: features of width {one.inputs.shape[1]}, but the run learnt from {run.width}"
+            )
     return seen, {name: ids for name, ids in skipped.items() if name not in ("shots", "test")}
 
 
@@ -154,16 +158,19 @@ def _reference(run: Run) -> SetEvaluation:
     from pyarrow import parquet
 
     columns = ["predictive", "confidence", "entropy", "epistemic"]
-    table = parquet.read_table(run.record.whole(PREDICTIONS), columns=columns, filters=[("set", "==", "test")])
+    table = parquet.read_table(
+        run.record.whole(PREDICTIONS), columns=columns, filters=[("set", "==", "test")]
+    )
     rows = {name: table[name].to_pylist() for name in columns}
     scores: dict[str, dict[str, Any]] = {}
     for name in run.predictives:
         mine = torch.tensor([found == name for found in rows["predictive"]])
         confidence, entropy, epistemic = (
-            torch.tensor(rows[key], dtype=torch.float64)[mine] for key in ("confidence", "entropy", "epistemic")
+            torch.tensor(rows[key], dtype=torch.float64)[mine]
+            for key in ("confidence", "entropy", "epistemic")
         )
         scores[name] = {"msp": 1 - confidence, "entropy": entropy}
-        if name.removesuffix(SCALED) != "plugin":
+        if bool((epistemic > 0).any()):
             scores[name]["mutual_information"] = epistemic
     return SetEvaluation("id", [], torch.zeros(0, dtype=torch.int64), [], scores=scores)
 
@@ -190,5 +197,7 @@ def write_evaluation(run: Run, found: Later, settings: Sequence[str], name: str 
 
 def _name(settings: Sequence[str]) -> str:
     """Readable, and with a digest, so that other settings have another name."""
-    words = "--".join("-".join(filter(None, re.split(r"[^A-Za-z0-9._]+", word))) for word in settings) or "again"
+    words = (
+        "--".join("-".join(filter(None, re.split(r"[^A-Za-z0-9._]+", word))) for word in settings) or "again"
+    )
     return f"{words[:LONGEST].strip('.-')}-{files.digest(*settings)[:8]}"

@@ -37,8 +37,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = Parser(NAME, HELP, EXAMPLES)
     parser.add_argument("run", metavar="RUN", type=Path, help=RUN_HELP)
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
-    parser.add_argument("--onnx", action="store_true", help="write model.onnx too (pip install 'clipkal[onnx]')")
-    parser.add_argument("--license", metavar="NAME", help="for the model card, such as apache-2.0 (default: left to fill)")
+    parser.add_argument(
+        "--onnx", action="store_true", help="write model.onnx too (pip install 'clipkal[onnx]')"
+    )
+    parser.add_argument(
+        "--license", metavar="NAME", help="for the model card, such as apache-2.0 (default: left to fill)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is an earlier export")
     parser.add_argument("--weights", metavar="PATH", type=Path, help="where the backbone's weights are now")
     run_command(parser, export, arguments)
@@ -84,7 +88,9 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise ClipkalError(f"{out} is a file; give a folder that does not exist yet")
     ours = (out / "class_head.safetensors").exists() or (out / "adapter.safetensors").exists()
     if any(out.iterdir()) and not (overwrite and ours and (out / "README.md").exists()):
-        way_out = "it is no export, so give another folder" if overwrite else "give another folder, or --overwrite"
+        way_out = (
+            "it is no export, so give another folder" if overwrite else "give another folder, or --overwrite"
+        )
         raise ClipkalError(f"{out} exists; {way_out}")
 
 

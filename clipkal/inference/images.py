@@ -65,7 +65,7 @@ def gather(given: Any) -> Images:
             image.
     """
     if hasattr(given, "ids") and hasattr(given, "decode"):
-        return given  # type: ignore[no-any-return]
+        return given
     sources = list(_sources(given, []))
     if not sources:
         raise DataError("no image was given; give files, folders, patterns, PIL images, arrays or tensors")
@@ -100,7 +100,7 @@ def _paths(given: str | os.PathLike[str]) -> list[Path]:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
         return [path]
-    found = sorted(Path(one) for one in glob.glob(str(path), recursive=True))
+    found = sorted(Path(one) for one in glob.glob(str(path), recursive=True))  # noqa: PTH207 (of an absolute path too)
     if not found:
         raise DataError(f"{path}: no file is named like this pattern")
     return [one for path in found for one in (sorted(_below(path)) if path.is_dir() else [path])]

@@ -6,6 +6,7 @@ import logging
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,14 +27,15 @@ def require() -> None:
 class Classifier(nn.Module):
     """Preprocessed images [N, 3, H, W] to logits [N, C]."""
 
-    def __init__(self, clip: nn.Module, weight: Tensor, log_scale: Tensor):
+    def __init__(self, clip: Any, weight: Tensor, log_scale: Tensor):
         super().__init__()
         self.visual = clip.visual
+        self.rows: Tensor
         self.register_buffer("rows", log_scale.exp() * weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        features = nn.functional.normalize(self.visual(images), dim=-1)  # type: ignore[operator]
-        return features @ self.rows.T  # type: ignore[operator]
+        features = nn.functional.normalize(self.visual(images), dim=-1)
+        return features @ self.rows.T
 
 
 def write_onnx(folder: Path, pixels: Tensor, expected: Tensor) -> str:
@@ -55,10 +57,14 @@ def write_onnx(folder: Path, pixels: Tensor, expected: Tensor) -> str:
                 dynamic_shapes={"images": {0: torch.export.Dim("batch")}}, dynamo=True, external_data=False, verbose=False,
             )  # fmt: skip
         except Exception as error:
-            raise ClipkalError(f"this tower cannot be written as ONNX ({_first_line(error)}); leave --onnx out") from error
+            raise ClipkalError(
+                f"this tower cannot be written as ONNX ({_first_line(error)}); leave --onnx out"
+            ) from error
     off = float((onnx_logits(path, pixels) - expected).abs().max()) / float(head["log_scale"].exp())
     if not off <= TOLERANCE:
-        raise ClipkalError(f"model.onnx gives other logits: the cosines differ by {off:.1e}; leave --onnx out")
+        raise ClipkalError(
+            f"model.onnx gives other logits: the cosines differ by {off:.1e}; leave --onnx out"
+        )
     return f"model.onnx: equal logits by onnxruntime, the cosines differ by at most {off:.1e}"
 
 

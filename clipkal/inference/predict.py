@@ -49,14 +49,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; exits with 3 where images were skipped, with 2 after one line on bad input."""
     parser = Parser(NAME, HELP, EXAMPLES)
     parser.add_argument("run", metavar="RUN", type=Path, help=RUN_HELP)
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="a file, a folder (searched downwards) or a pattern")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="a .csv, .jsonl or .parquet instead of a table")
-    parser.add_argument("--top", metavar="K", type=positive, default=1, help="how many classes to list (default: 1)")
-    parser.add_argument("--predictive", metavar="NAME", help="how probabilities are read out (default: as the run reports)")
     parser.add_argument(
-        "--reject", metavar="SHARE", type=share, help="abstain as on this share of the run's own test images, such as 0.1"
+        "images", metavar="IMAGE", nargs="+", help="a file, a folder (searched downwards) or a pattern"
     )
-    parser.add_argument("--sheet", metavar="FILE", type=Path, help="a picture of the least and the most certain images")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="a .csv, .jsonl or .parquet instead of a table"
+    )
+    parser.add_argument(
+        "--top", metavar="K", type=positive, default=1, help="how many classes to list (default: 1)"
+    )
+    parser.add_argument(
+        "--predictive", metavar="NAME", help="how probabilities are read out (default: as the run reports)"
+    )
+    parser.add_argument(
+        "--reject",
+        metavar="SHARE",
+        type=share,
+        help="abstain as on this share of the run's own test images, such as 0.1",
+    )
+    parser.add_argument(
+        "--sheet", metavar="FILE", type=Path, help="a picture of the least and the most certain images"
+    )
     parser.add_argument(
         "--on-bad-image", choices=("skip", "error"), default="skip",
         help="report and skip what cannot be read (the default), or stop there",
@@ -98,7 +111,9 @@ def predict(options: argparse.Namespace) -> int:
     return SKIPPED if skipped else 0
 
 
-def _close(options: argparse.Namespace, run: Any, images: Any, extremes: "_Extremes", read: int, skipped: int) -> None:
+def _close(
+    options: argparse.Namespace, run: Any, images: Any, extremes: "_Extremes", read: int, skipped: int
+) -> None:
     """The sheet, and the last lines: how many there were, and where they are."""
     out = console(stderr=options.out is None and not sys.stdout.isatty())
     if options.sheet is not None:
@@ -124,7 +139,11 @@ class _Extremes:
         lines = (
             (entropy, name, f"{found}  {confidence:.0%}")
             for entropy, name, found, confidence in zip(
-                portion.entropy.tolist(), portion.ids, portion.classes, portion.confidence.tolist(), strict=True
+                portion.entropy.tolist(),
+                portion.ids,
+                portion.classes,
+                portion.confidence.tolist(),
+                strict=True,
             )
         )
         for entropy, name, caption in lines:

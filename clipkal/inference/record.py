@@ -14,13 +14,15 @@ from clipkal import files
 from clipkal.errors import CheckpointError
 from clipkal.tracking.directory import ID_COMMENT, SCHEMA_VERSION
 from clipkal.tracking.marker import MARKER, damaged_files, read_marker
+from clipkal.tracking.reported import reported
 
 CLASSES, ADAPTER, POSTERIOR = "classes.safetensors", "adapter.safetensors", "posterior.safetensors"
-PREDICTIONS = "predictions.parquet"
-READ = ("config.yaml", "results.json", CLASSES, ADAPTER, POSTERIOR)
+PREDICTIVE, PREDICTIONS = "predictive.safetensors", "predictions.parquet"
+READ = ("config.yaml", "results.json", CLASSES, ADAPTER, POSTERIOR, PREDICTIVE)
 """The files that a loaded run is made of; the others of its directory need not be there, as in a W&B artifact."""
 EXAMPLE = "outputs/rendered/mini/kalman/16shot-seed1"
 MOST_FOLDERS = 1000
+OLDER = {name.lower(): f"clipkal.uncertainty.{name}" for name in ("Plugin", "Sampled", "Probit")}
 ANEW = "delete the folder and type its command again"
 AGAIN = "run clipkal with its settings again, which moves it aside"
 
@@ -55,6 +57,11 @@ class Record:
     def predictives(self) -> list[str]:
         """The ways in which the run read out its probabilities, those of its test set."""
         return list(self.results["sets"]["test"]["predictive"])
+
+    @property
+    def reported(self) -> str:
+        """The one of these that stands for the run."""
+        return reported(self.predictives)
 
     def has(self, name: str) -> bool:
         """Whether the run wrote this file."""
@@ -113,13 +120,15 @@ def _config(path: Path) -> DictConfig:
         raise CheckpointError(f"{path / 'config.yaml'} cannot be read; {AGAIN}") from error
     if not isinstance(cfg, DictConfig):
         raise CheckpointError(f"{path / 'config.yaml'} is no configuration; {AGAIN}")
+    if (how := cfg.get("predictive", {})) and not how.get("_target_") and how.get("name") in OLDER:
+        how._target_ = OLDER[how.name]  # of a run before predictives were classes
     return cfg
 
 
 def _results(path: Path) -> dict[str, Any]:
     try:
         results: dict[str, Any] = json.loads((path / "results.json").read_text(encoding="utf-8"))
-        results["sets"]["test"]["predictive"], results["run"]["classes"]  # what is read here  # noqa: B018
+        results["sets"]["test"]["predictive"], results["run"]["classes"]  # what is read here
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path / 'results.json'} is no results.json of clipkal; {AGAIN}") from error
     return results

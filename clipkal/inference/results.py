@@ -89,7 +89,7 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
 
     def cat(name: str) -> Tensor | None:
         found = [getattr(part, name) for part in parts]
-        return None if found[0] is None else torch.cat(found)
+        return None if any(one is None for one in found) else torch.cat(found)
 
     tensors: dict[str, Any] = {name: cat(name) for name in ("probs", *PARTS, "novelty", "accepted")}
     ids = [one for part in parts for one in part.ids]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,27 @@ from clipkal.backbones.openclip import PRECOMPUTED, Backbone, load_backbone
 from clipkal.backbones.progress import progress_bar
 from clipkal.errors import CheckpointError, ClipkalError, ConfigError, DataError
 from clipkal.inference.images import Images, gather
-from clipkal.inference.record import ADAPTER, ANEW, CLASSES, POSTERIOR, PREDICTIONS, Record, read_record
+from clipkal.inference.record import (
+    ADAPTER,
+    ANEW,
+    CLASSES,
+    POSTERIOR,
+    PREDICTIONS,
+    PREDICTIVE,
+    Record,
+    read_record,
+)
 from clipkal.inference.results import Predictions, joined
-from clipkal.methods import build_adapter, make_build
+from clipkal.methods import build_adapter, build_predictive, learns_from_images, make_build
 from clipkal.optim.posterior import Posterior
+from clipkal.recording.checkpoint import load_predictive
+from clipkal.tracking.reported import SCALED
 from clipkal.tracking.tensors import read_tensors, unpacked
-from clipkal.uncertainty.predictor import Predictor, evaluation_mode
-from clipkal.uncertainty.views import Images as Inputs
-from clipkal.uncertainty.views import View, predict
-
-SCALED = "_scaled"
-REPORTED = ("sampled", "probit", "plugin")
-"""The first of these that a run has is what it reports, and what it predicts with."""
+from clipkal.uncertainty import Plugin, Predictive, Reader
+from clipkal.uncertainty.chunk import View
+from clipkal.uncertainty.reader import MEMORY_BUDGET
+from clipkal.uncertainty.streaming import Images as Inputs
+from clipkal.uncertainty.streaming import predict
 
 
 def load_run(
@@ -81,12 +89,13 @@ class Run:
         predictives: how it can read out probabilities, as in its results; `predictive` is the one it reports.
         adapter: what was learnt, in evaluation mode.
         posterior: how sure the optimiser is of it; None where there is none.
+        reader: of the adapter and its posterior; `readouts`: name -> how probabilities are made of what it reads.
     """
 
     def __init__(self, record: Record, cfg: DictConfig):
         self.record, self.cfg = record, cfg
-        self.class_names, self.predictives = record.class_names, record.predictives
-        self.predictive = next((p for p in REPORTED if p in self.predictives), self.predictives[0])
+        self.class_names = record.class_names
+        self.predictives, self.predictive = record.predictives, record.reported
         state, _ = read_tensors(record.whole(ADAPTER))
         self._classes: dict[str, Any] = {}
         if record.has(CLASSES):
@@ -96,9 +105,8 @@ class Run:
             text, scale = _of_an_older_run(record, state)
         self.adapter = self._adapter(text, scale, state)
         self.posterior = self._posterior()
-        self.predictor = Predictor(
-            self.adapter, self.posterior, cfg.predictive.samples, cfg.seed, self.adapter.batch_size
-        )
+        self.reader = Reader(self.adapter, self.posterior, cfg.seed, self.adapter.batch_size)
+        self.readouts = self._readouts()
 
     def __repr__(self) -> str:
         run = self.record.results["run"]
@@ -122,8 +130,6 @@ class Run:
     @cached_property
     def on_images(self) -> bool:
         """Whether the adapter works inside the backbone's towers, so that its inputs are images and not features."""
-        from clipkal.methods import learns_from_images
-
         return learns_from_images(self.cfg)
 
     def _posterior(self) -> Posterior | None:
@@ -135,6 +141,12 @@ class Run:
         optimizer = make_build(self.cfg)(self.adapter, None)
         optimizer.load_extra_state(unpacked(tensors, about["state"]))
         return optimizer.posterior
+
+    def _readouts(self) -> dict[str, Predictive]:
+        chosen = build_predictive(self.cfg)
+        if self.record.has(PREDICTIVE):
+            load_predictive(self.record.whole(PREDICTIVE), chosen)
+        return {"plugin": Plugin(), self.cfg.predictive.name: chosen}
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -180,6 +192,12 @@ class Run:
         log_scale: Any = getattr(self.adapter, "log_scale", None)
         return float(self.adapter.scale if log_scale is None else log_scale.exp())  # type: ignore[arg-type]
 
+    @property
+    def width(self) -> int:
+        """d, of the features that it learnt from."""
+        text: Any = self.adapter.text
+        return int(text.shape[1])
+
     # -- predicting --
 
     def predict(
@@ -224,11 +242,12 @@ class Run:
         if on_bad_image not in ("error", "skip"):
             raise ConfigError(f"on_bad_image={on_bad_image}: choose error or skip")
         threshold = None if reject is None else self.threshold(reject, name)
-        found, skipped = gather(images), []
+        found = gather(images)
+        skipped: list[tuple[str, str]] = []
         any_read = False
         with progress_bar("predicting", len(found), progress) as advance:
             seen = self._seen(found, workers, on_bad_image == "error", skipped, advance)
-            for inputs, ids in _portions(seen, self._portion()):
+            for inputs, ids in _portions(seen, self._portion(name)):
                 any_read = True
                 told, skipped[:] = list(skipped), []
                 yield self._predictions(inputs, ids, name, told).rejecting(threshold)
@@ -242,15 +261,14 @@ class Run:
         name = self._known(predictive)
         if self.on_images:
             raise ConfigError(f"adapter={self.cfg.adapter.name} works inside the tower: give images")
-        rows = torch.as_tensor(features, dtype=torch.float32)
-        if rows.ndim != 2 or rows.shape[1] != self.adapter.text.shape[1] or not len(rows):  # type: ignore[union-attr, index]
-            width = self.adapter.text.shape[1]  # type: ignore[union-attr, index]
+        rows, width = torch.as_tensor(features, dtype=torch.float32), self.width
+        if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
             raise DataError(f"features are {list(rows.shape)}, expected [N, {width}]")
         if not bool(rows.isfinite().all()):
             raise DataError("features are not finite")
         rows = torch.nn.functional.normalize(rows, dim=-1)
         ids = [f"feature {i}" for i in range(len(rows))]
-        chunks = _portions(iter([(rows, ids)]), self._portion())
+        chunks = _portions([(rows, ids)], self._portion(name))
         return joined([self._predictions(chunk, some, name, []) for chunk, some in chunks])
 
     def threshold(self, reject: float, predictive: str | None = None) -> float:
@@ -274,16 +292,20 @@ class Run:
             raise ConfigError(
                 f"predictive={name}: the run {self.record.path} has {', '.join(self.predictives)}"
             )
-        if name.removesuffix(SCALED) != "plugin" and self.posterior is None:
+        needs = self.readouts[name.removesuffix(SCALED)].needs
+        if self.posterior is None and {"draws", "covariance"} & set(needs):
             raise CheckpointError(
                 f"{self.record.path}: predictive={name} needs the posterior whole, as clipkal writes it today; {ANEW}, or "
                 "predict with predictive=plugin"
             )
         return name
 
-    def _portion(self) -> int:
-        """How many images are predicted at a time: as many as in the run, whose draws go by the batch."""
-        return self.adapter.batch_size
+    def _portion(self, name: str) -> int:
+        """How many images are predicted at a time: as many as in the run, where draws go by the batch."""
+        most, readout = self.adapter.batch_size, self.readouts[name.removesuffix(SCALED)]
+        if "draws" not in readout.needs or self.posterior is None or self.posterior.joint_over_images():
+            return most
+        return min(most, max(1, MEMORY_BUDGET // (32 * readout.samples * len(self.class_names))))
 
     def _seen(
         self, images: Images, workers: int, strict: bool, skipped: list[tuple[str, str]], advance: Any
@@ -292,7 +314,9 @@ class Run:
         start = 0
         for pixels, problems in batches(self.backbone, images, workers):
             if problems and strict:
-                raise DataError(f"{problems[0][1]}; mend or leave out the image, or skip those that cannot be read")
+                raise DataError(
+                    f"{problems[0][1]}; mend or leave out the image, or skip those that cannot be read"
+                )
             bad = {place for place, _ in problems}
             count = len(problems) + (0 if pixels is None else len(pixels))
             ids = [images.ids[i] for i in range(start, start + count) if i not in bad]
@@ -316,9 +340,11 @@ class Run:
         self, inputs: Tensor, ids: list[str], name: str, skipped: list[tuple[str, str]]
     ) -> Predictions:
         view = View(name.removesuffix(SCALED), self._temperature(name))
-        with evaluation_mode(self.adapter):
-            told = predict(self.predictor, {"images": Inputs(inputs, len(inputs), [view])})["images"][view]
-        parts = {part: getattr(told, part) for part in ("probs", "entropy", "aleatoric", "epistemic")}
+        sets = {"the images": Inputs(inputs, len(inputs), [view])}
+        told = predict(self.reader, self.readouts, sets)["the images"][view]
+        parts = {
+            part: getattr(told, part) for part in ("probs", "entropy", "aleatoric", "epistemic", "novelty")
+        }
         return Predictions(ids, self.class_names, name, skipped=skipped, **parts)
 
     def _none(self, name: str, skipped: list[tuple[str, str]]) -> Predictions:
@@ -332,13 +358,11 @@ class Run:
         return float(self.record.results["evaluation"]["temperatures"][name.removesuffix(SCALED)])
 
 
-def _portions(
-    seen: Iterable[tuple[Tensor, list[str]]], size: int
-) -> Iterator[tuple[Tensor, list[str]]]:
+def _portions(seen: Iterable[tuple[Tensor, list[str]]], size: int) -> Iterator[tuple[Tensor, list[str]]]:
     """The same images in portions of `size`; the last may be smaller."""
     tensors: list[Tensor] = []
     names: list[str] = []
-    for inputs, ids in chain(seen):
+    for inputs, ids in seen:
         tensors.append(inputs)
         names += ids
         if len(names) < size:

@@ -37,5 +37,7 @@ def merged(cfg: DictConfig, settings: Sequence[str], config_dir: Path | None = N
 def same_images(cfg: DictConfig, other: DictConfig) -> bool:
     """Whether two configurations describe the same dataset, whatever OOD sets they list."""
     without = ("ood", "shifts", "download", "templates")
-    one, two = ({key: value for key, value in each.dataset.items() if key not in without} for each in (cfg, other))
+    one, two = (
+        {key: value for key, value in each.dataset.items() if key not in without} for each in (cfg, other)
+    )
     return one == two

@@ -43,7 +43,8 @@ def certainty_sheet(title: str, groups: Mapping[str, Sequence[Card]]) -> Image.I
     height = TOP + sum(HEADING + count * (SIDE + TEXT + GAP) for count in rows.values()) + MARGIN
     sheet = Image.new("RGB", (2 * MARGIN + COLUMNS * (SIDE + GAP) - GAP, height), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((MARGIN, MARGIN), wrapped(printable(title), sheet.width - 2 * MARGIN, font(17, bold=True), 1)[0], INK, font(17, bold=True))
+    head = font(17, bold=True)
+    pen.text((MARGIN, MARGIN), wrapped(printable(title), sheet.width - 2 * MARGIN, head, 1)[0], INK, head)
     y = TOP
     for heading, cards in groups.items():
         pen.text((MARGIN, y + 4), heading, MUTED, font(13))
@@ -67,7 +68,12 @@ def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, corner: tuple[int, int],
     for i, line in enumerate(lines):
         pen.text((x, y + SIDE + 3 + 15 * i), line, WRONG if card.wrong else INK, font(12))
     note = f"{card.note}  {printable(card.name)}".strip()
-    pen.text((x, y + SIDE + 4 + 15 * len(lines)), wrapped(note, SIDE, font(10), 1)[0] if note else "", MUTED, font(10))
+    pen.text(
+        (x, y + SIDE + 4 + 15 * len(lines)),
+        wrapped(note, SIDE, font(10), 1)[0] if note else "",
+        MUTED,
+        font(10),
+    )
 
 
 def form_of(path: Path) -> str:

@@ -3,7 +3,7 @@
 import csv
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -24,6 +24,10 @@ ENDINGS = (".csv", ".jsonl", ".parquet")
 class Writer(Protocol):
     """Takes portions of rows, all with the same columns."""
 
+    def close(self) -> None:
+        """Ends the table or file."""
+        ...
+
     def write(self, columns: Columns) -> None:
         """Adds rows."""
         ...
@@ -38,7 +42,7 @@ def writer(out: Path | None) -> Iterator[Writer]:
     """
     if out is None:
         terminal = console()
-        found: Any = _Terminal(terminal) if terminal.is_terminal else _Csv(sys.stdout)
+        found: Writer = _Terminal(terminal) if terminal.is_terminal else _Csv(sys.stdout)
         yield found
         found.close()
         return
@@ -46,7 +50,12 @@ def writer(out: Path | None) -> Iterator[Writer]:
         raise ConfigError(f"--out {out}: must end in {', '.join(ENDINGS)}")
     stopped: KeyboardInterrupt | None = None
     with writing(out), files.atomic_path(out) as temporary:
-        made = {".csv": _csv_file, ".jsonl": _JsonLines, ".parquet": _Parquet}[out.suffix.lower()](temporary)
+        kinds: dict[str, Callable[[Path], Writer]] = {
+            ".csv": _csv_file,
+            ".jsonl": _JsonLines,
+            ".parquet": _Parquet,
+        }
+        made = kinds[out.suffix.lower()](temporary)
         try:
             yield made
         except KeyboardInterrupt as error:
@@ -60,7 +69,8 @@ class _Terminal:
     """The first rows as a table, and how many more there are."""
 
     def __init__(self, terminal: Any):
-        self.terminal, self.rows, self.count = terminal, [], 0  # type: ignore[var-annotated]
+        self.terminal, self.count = terminal, 0
+        self.rows: list[tuple[Any, ...]] = []
         self.names: list[str] = []
 
     def write(self, columns: Columns) -> None:
@@ -73,13 +83,19 @@ class _Terminal:
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in self.names:
             text = name == "image" or name.startswith(("class", "set"))
-            table.add_column(name, justify="left" if text else "right", overflow="fold" if text else "ellipsis")
+            table.add_column(
+                name, justify="left" if text else "right", overflow="fold" if text else "ellipsis"
+            )
         for row in self.rows:
             style = "dim" if "accepted" in self.names and not row[self.names.index("accepted")] else ""
             table.add_row(*(Text(_cell(value), style) for value in row))
         self.terminal.print(table)
         if self.count > len(self.rows):
-            say(self.terminal, f"… and {self.count - len(self.rows):,} more; --out FILE.csv keeps them all", "dim")
+            say(
+                self.terminal,
+                f"… and {self.count - len(self.rows):,} more; --out FILE.csv keeps them all",
+                "dim",
+            )
 
 
 def _cell(value: Any) -> str:
@@ -124,7 +140,10 @@ class _JsonLines:
 
     def write(self, columns: Columns) -> None:
         for row in zip(*columns.values(), strict=True):
-            self.file.write(json.dumps(dict(zip(columns, map(_text_or_list, row), strict=True)), ensure_ascii=False) + "\n")
+            self.file.write(
+                json.dumps(dict(zip(columns, map(_text_or_list, row), strict=True)), ensure_ascii=False)
+                + "\n"
+            )
 
     def close(self) -> None:
         self.file.close()
@@ -136,7 +155,8 @@ def _text_or_list(value: Any) -> Any:
 
 class _Parquet:
     def __init__(self, path: Path):
-        self.path, self.made = path, None  # type: ignore[var-annotated]
+        self.path = path
+        self.made: Any = None
 
     def write(self, columns: Columns) -> None:
         import pyarrow as pa

@@ -2,7 +2,7 @@
 
 recorder.py      `Recorder`: every file of one run, from its shots to `finished.json`
 predictions.py   predictions.parquet: one row per set, predictive and image
-checkpoint.py    training checkpoints that survive a kill; trained adapters
+checkpoint.py    training checkpoints that survive a kill; trained adapters; what a predictive has learnt
 interrupt.py     the signals that ask one run to stop
 sweep.py         the same for the worker processes of a sweep
 places.py        the files and folders that a run was made from

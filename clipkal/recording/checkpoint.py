@@ -1,4 +1,4 @@
-"""What survives a kill: training checkpoints and trained adapters.
+"""What survives a kill: training checkpoints, trained adapters, and what a predictive has learnt.
 
 A checkpoint is two files that take turns, `<stem>.a<suffix>` and `<stem>.b<suffix>`. Each save replaces the
 older one atomically, so that one whole checkpoint exists at any moment. A file starts with a magic word and
@@ -23,6 +23,7 @@ from clipkal import files
 from clipkal.errors import CheckpointError
 from clipkal.tracking.tensors import read_tensors, write_tensors
 from clipkal.tracking.writing import plain, writing
+from clipkal.uncertainty import Predictive
 
 log = logging.getLogger(__name__)
 
@@ -189,6 +190,24 @@ def load_adapter(path: str | Path, expected: Mapping[str, Any]) -> tuple[dict[st
     tensors, metadata = read_tensors(path)
     _compare(Path(path), metadata, plain(expected), "choose the run that belongs to these settings")
     return tensors, metadata
+
+
+# -- what a predictive has learnt ----------------------------------------------------------------------------
+
+
+def save_predictive(path: str | Path, predictive: Predictive, metadata: Mapping[str, Any]) -> None:
+    """Writes the state of a predictive, its plain values among the metadata; no file where it has learnt nothing."""
+    state = predictive.state()
+    if state:
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        numbers = {name: value for name, value in state.items() if name not in tensors}
+        write_tensors(path, tensors, {**metadata, "state": numbers})
+
+
+def load_predictive(path: str | Path, predictive: Predictive) -> None:
+    """Gives a predictive the state that was written, or none where there is no file; CheckpointError where it does not fit."""
+    tensors, metadata = read_tensors(path) if Path(path).exists() else ({}, {})
+    predictive.load_state({**tensors, **metadata.get("state", {})})
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, list[int]]:

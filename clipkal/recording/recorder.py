@@ -16,13 +16,14 @@ from clipkal.errors import ClipkalError
 from clipkal.evaluation import Evaluation
 from clipkal.files import digest
 from clipkal.recording import predictions
-from clipkal.recording.checkpoint import Checkpoint, save_adapter
+from clipkal.recording.checkpoint import Checkpoint, save_adapter, save_predictive
 from clipkal.recording.interrupt import Interrupt
 from clipkal.recording.places import places
 from clipkal.tracking import RunDirectory, WandbMirror, environment, other_choices
 from clipkal.tracking.inputs import Record, inputs_of
 from clipkal.tracking.tensors import packed
 from clipkal.training import State, Training
+from clipkal.uncertainty import Predictive
 
 log = logging.getLogger("clipkal")
 
@@ -30,7 +31,7 @@ MOST_CLASSES = 200
 """With more classes than this, predictions.parquet leaves the probabilities out (1000 are 4 kB an image)."""
 ARTIFACT = (
     "config.yaml", "results.json", "shots.json", "classes.safetensors", "adapter.safetensors", "posterior.safetensors",
-    "predictions.parquet", "finished.json",
+    "predictive.safetensors", "predictions.parquet", "finished.json",
 )  # fmt: skip
 """What W&B keeps as the run's artifact: all that `clipkal.load_run` reads."""
 FINAL = ("accuracy", "nll", "brier", "ece")
@@ -109,8 +110,10 @@ class Recorder:
 
     # -- the end --
 
-    def finish(self, adapter: Adapter, training: Training | None, evaluation: Evaluation) -> float | None:
-        """Writes results, predictions, adapter, posterior and figures; `finished.json` comes last."""
+    def finish(
+        self, adapter: Adapter, training: Training | None, predictive: Predictive, evaluation: Evaluation
+    ) -> float | None:
+        """Writes results, predictions, adapter, posterior, predictive and figures; `finished.json` comes last."""
         results = {
             "run": self.run,
             **evaluation.to_dict(),
@@ -128,6 +131,7 @@ class Recorder:
         if training and training.posterior is not None:
             tensors, structure = packed(training.optimizer.extra_state())
             self.directory.save_tensors("posterior", tensors, {**about, "state": structure})
+        save_predictive(self.directory.path / "predictive.safetensors", predictive, about)
         if self._wants_figure():
             self._draw(evaluation)
         summary = _summary(evaluation, training)
@@ -135,7 +139,7 @@ class Recorder:
         self.directory.finish(summary, self.inputs)
         self.mirror.artifact(path for name in ARTIFACT if (path := self.directory.path / name).exists())
         Checkpoint.delete(self.path)
-        log.info("%s  %s", self.directory.path, _headline(summary))
+        log.info("%s  %s", self.directory.path, _headline(summary, evaluation.reported))
         return summary["val_nll"]
 
     def _wants_figure(self) -> bool:
@@ -231,7 +235,6 @@ def _summary(evaluation: Evaluation, training: Training | None) -> dict[str, Any
     return flat
 
 
-def _headline(summary: dict[str, Any]) -> str:
-    reported = "sampled" if "test/sampled/accuracy" in summary else "plugin"
+def _headline(summary: dict[str, Any], reported: str) -> str:
     accuracy, nll, ece = (summary[f"test/{reported}/{metric}"] for metric in ("accuracy", "nll", "ece"))
     return f"ID accuracy {accuracy:.1%}  NLL {nll:.3f}  ECE {ece:.1%}"

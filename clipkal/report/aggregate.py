@@ -12,6 +12,7 @@ from scipy import stats
 
 from clipkal.report.collect import Run
 from clipkal.report.labels import labels_of
+from clipkal.tracking.reported import SCALED, reported
 
 ID = "ID"
 MEAN_OOD = "mean OOD"
@@ -23,8 +24,6 @@ MEAN_TRANSFER = "mean transfer"
 """Over the other datasets that a run was tested on."""
 OVERALL = (ID, MEAN_OOD, MEAN_TRANSFER, NEW, H)
 """What runs on different datasets can be compared and averaged by."""
-PREDICTIVES = ("sampled", "probit", "plugin")
-"""The first of these that a run has is the one it reports."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,8 @@ class Row:
     @property
     def order(self) -> tuple[Any, ...]:
         """Sorts rows by dataset, backbone, shots, method and predictive."""
-        rank = PREDICTIVES.index(p) if (p := self.predictive.removesuffix("_scaled")) in PREDICTIVES else 9
-        scaled = self.predictive.endswith("_scaled")
+        plugin = self.predictive.removesuffix(SCALED) == "plugin"
+        scaled = self.predictive.endswith(SCALED)
         return (
             self.dataset,
             self.backbone,
@@ -81,7 +80,8 @@ class Row:
             self.label,
             not self.reported,
             scaled,
-            rank,
+            plugin,
+            self.predictive,
         )
 
 
@@ -134,7 +134,7 @@ def _row(label: str, shots: str, predictive: str, runs: list[Run], roles: dict[s
         method=str(about["method"]),
         label=label,
         predictive=predictive,
-        reported=predictive == _reported(runs[0]),
+        reported=predictive == reported(_predictives(runs[0])),
         trained=str(about["optimizer"]) != "none",
         shots=shots,
         seeds=[run.run["seed"] for run in runs],
@@ -152,11 +152,6 @@ def _row(label: str, shots: str, predictive: str, runs: list[Run], roles: dict[s
 
 def _predictives(run: Run) -> list[str]:
     return list(dict.fromkeys(p for one in run.sets.values() for p in one["predictive"]))
-
-
-def _reported(run: Run) -> str:
-    there = _predictives(run)
-    return next((p for p in PREDICTIVES if p in there), there[0])
 
 
 def _column(name: str, one: dict[str, Any]) -> str:

@@ -9,13 +9,13 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from clipkal.report.style import BAD, GOOD, INK, MUTED, plain, shown
+from clipkal.tracking.reported import SCALED
 
 KEY = "dot area: share of images · orange: over-confident, blue: under-confident"
 WIDE = 14
 """With more sets than this, sets go down the page instead of across."""
 
 
-SCALED = "_scaled"
 MARKS = {"id": " (ID)", "transfer": " (transfer)"}
 """What stands behind the name of a set, by role."""
 

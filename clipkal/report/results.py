@@ -65,7 +65,9 @@ def read_evaluations(folder: Path, run_id: str) -> tuple[dict[str, Any], dict[st
         try:
             content = _json(file)
             if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
-                raise DataError(f"{file} is no evaluation of this version of clipkal; type clipkal-evaluate again")
+                raise DataError(
+                    f"{file} is no evaluation of this version of clipkal; type clipkal-evaluate again"
+                )
             if content.get("run_id") != run_id:
                 raise DataError(f"{file} is of another run; delete it, or type clipkal-evaluate again")
             if problem := _problem({**content, "run": dict.fromkeys(RUN_KEYS, "")}):

@@ -1,27 +1,41 @@
-"""Uncertainty: from logits, logit samples or a Gaussian over logits to a `Prediction`.
+"""Uncertainty: from logits, draws of them or a Gaussian over them to a `Prediction`.
 
-`plugin` is the softmax of one logit vector; `sampled` averages the softmax over posterior draws and splits
-the entropy into an aleatoric and an epistemic part; `probit` and `monte_carlo` do the same from a logit
-mean and covariance. `fit_temperature` is the baseline all of them must beat. Everything is float64 and in
-nats.
+A `Predictive` is how that is done (predictives/, one file each); `predict` streams whole sets through several of
+them, of which a `Reader` knows the logits. `plugin`, `sampled`, `probit`, `laplace_bridge` and `monte_carlo` are the
+same as functions of tensors. `fit_temperature` is the baseline all of them must beat. Everything is float64 and in nats.
 """
 
-from clipkal.uncertainty.gaussian import monte_carlo, probit
-from clipkal.uncertainty.prediction import Prediction, plugin
-from clipkal.uncertainty.sampled import SampleAverage, sampled
+from clipkal.uncertainty.chunk import Chunk, View
+from clipkal.uncertainty.gaussian import monte_carlo
+from clipkal.uncertainty.prediction import Prediction
+from clipkal.uncertainty.predictive import Accumulator, Predictive
+from clipkal.uncertainty.predictives.laplace_bridge import LaplaceBridge, laplace_bridge
+from clipkal.uncertainty.predictives.plugin import Plugin, plugin
+from clipkal.uncertainty.predictives.probit import Probit, probit
+from clipkal.uncertainty.predictives.sampled import SampleAverage, Sampled, sampled
+from clipkal.uncertainty.reader import Reader
+from clipkal.uncertainty.streaming import Images, predict
 from clipkal.uncertainty.temperature import fit_temperature, minimise_nll
 
-PREDICTIVES = ("plugin", "sampled", "probit")
-"""Names of the predictives, as in the configuration and in results.json."""
-
 __all__ = [
-    "PREDICTIVES",
+    "Accumulator",
+    "Chunk",
+    "Images",
+    "LaplaceBridge",
+    "Plugin",
     "Prediction",
+    "Predictive",
+    "Probit",
+    "Reader",
     "SampleAverage",
+    "Sampled",
+    "View",
     "fit_temperature",
+    "laplace_bridge",
     "minimise_nll",
     "monte_carlo",
     "plugin",
+    "predict",
     "probit",
     "sampled",
 ]

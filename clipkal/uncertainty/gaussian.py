@@ -1,53 +1,13 @@
-"""The predictive from a Gaussian over the logits, z ~ N(mean, covariance): in closed form, or by Monte Carlo.
-
-The per-class probit of Laplace libraries, softmax(m_c / √(1 + π/8 Σ_cc)), is badly under-confident for
-CLIP: most of the logit variance is common to all classes, has no effect on the softmax, and yet enters
-Σ_cc. Here it is removed first.
-"""
-
-import math
+"""A Gaussian over the logits, z ~ N(mean, covariance): checked, centred over the classes, and by Monte Carlo."""
 
 import torch
 from torch import Tensor
 
-from clipkal.uncertainty.prediction import Prediction, plugin
-from clipkal.uncertainty.sampled import SampleAverage
+from clipkal.uncertainty.prediction import Prediction
+from clipkal.uncertainty.predictives.sampled import SampleAverage
 
 BUDGET = 2**28
 """Bytes that `monte_carlo` may use for its draws and factors at a time."""
-
-
-def probit(mean: Tensor, covariance: Tensor) -> Prediction:
-    """Centred probit approximation of E[softmax(z)].
-
-        A = I − 11ᵀ/C,   m = A·mean,   v = diag(A·covariance·A),   p = softmax(m / √(1 + π/8 · (C+2)/(C−1) ·
-        v))
-
-    The first two steps remove what is common to all classes. The factor (C+2)/(C−1) is a choice of this
-    project: it is 4 at C = 2, where p is then MacKay's (1992) probit of the difference of the two logits,
-    and goes to 1 for many classes; against Monte Carlo it is the best or close to the best of the variants
-    tried at every C from 2 to 200. Expect errors of the confidence of about 0.01, and 0.05 where logit
-    standard deviations reach 3 at 50 classes.
-
-    The split of the entropy has no closed form here: the aleatoric part is taken to be the entropy at the
-    mean logits (at most the total). `monte_carlo` gives the real split.
-
-    Args:
-        mean: (N, C).
-        covariance: (N, C, C), symmetric positive semi-definite.
-
-    Raises:
-        ValueError: wrong shapes, values that are not finite, or a negative variance beyond rounding.
-    """
-    mean, covariance = _checked(mean, covariance)
-    classes = mean.shape[1]
-    variance = _centred_variance(covariance)
-    spread = 1 + math.pi / 8 * (classes + 2) / max(classes - 1, 1) * variance
-    centred = mean - mean.mean(1, keepdim=True)
-    total = plugin(centred / spread.sqrt())
-    assert total.log_probs is not None
-    aleatoric = torch.minimum(plugin(mean).entropy, total.entropy)
-    return Prediction(total.probs, total.entropy, aleatoric, total.entropy - aleatoric, total.log_probs)
 
 
 def monte_carlo(
@@ -66,9 +26,9 @@ def monte_carlo(
         generator: a CPU generator; None uses the global one.
 
     Raises:
-        ValueError: as `probit`; n < 1; a covariance with a negative eigenvalue beyond rounding.
+        ValueError: as `checked_moments`; n < 1; a covariance with a negative eigenvalue beyond rounding.
     """
-    mean, covariance = _checked(mean, covariance)
+    mean, covariance = checked_moments(mean, covariance)
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     images, classes = mean.shape
@@ -77,12 +37,13 @@ def monte_carlo(
     step = max(1, BUDGET // (8 * classes * (4 * n + 3 * classes)))
     for start in range(0, images, step):
         rows = slice(start, start + step)
-        factor = _factor(_centred(covariance[rows]))
-        average.add(mean[rows] + torch.einsum("bcd,nd->nbc", factor, noise), rows)
+        factor = _factor(centred(covariance[rows]))
+        average.add_draws(rows, mean[rows] + torch.einsum("bcd,nd->nbc", factor, noise))
     return average.prediction()
 
 
-def _checked(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+def checked_moments(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64 on the CPU. Raises ValueError for wrong shapes, values that are not finite, or no symmetry."""
     mean, covariance = (t.detach().to("cpu", torch.float64) for t in (mean, covariance))
     if mean.ndim != 2 or 0 in mean.shape or covariance.shape != (*mean.shape, mean.shape[1]):
         raise ValueError(
@@ -96,7 +57,7 @@ def _checked(mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
     return mean, covariance
 
 
-def _centred_variance(covariance: Tensor) -> Tensor:
+def centred_variance(covariance: Tensor) -> Tensor:
     """diag(A Σ A) for A = I − 11ᵀ/C, shape (N, C), without forming the product."""
     row = covariance.mean(2)
     variance = covariance.diagonal(dim1=1, dim2=2) - row - covariance.mean(1) + row.mean(1, keepdim=True)
@@ -108,7 +69,7 @@ def _centred_variance(covariance: Tensor) -> Tensor:
     return variance.clamp(min=0)
 
 
-def _centred(covariance: Tensor) -> Tensor:
+def centred(covariance: Tensor) -> Tensor:
     """A Σ A, symmetrised, shape (N, C, C)."""
     left = covariance - covariance.mean(1, keepdim=True)
     both = left - left.mean(2, keepdim=True)

@@ -1,6 +1,8 @@
 """What a model says about N images: probabilities, and how much of their uncertainty is the model's own."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ class Prediction:
         aleatoric: expected entropy under a draw of the parameters [N]; what more shots would not remove.
         epistemic: entropy − aleatoric [N], ≥ 0: the mutual information of label and parameters; 0 for a plug-in.
         log_probs: logarithms of `probs` [N, C], finite where `probs` underflows to 0; None once dropped.
+        novelty: how unlike the shots an image is, [N] in 0…1; None where the predictive knows nothing of that.
     """
 
     probs: Tensor
@@ -23,6 +26,7 @@ class Prediction:
     aleatoric: Tensor
     epistemic: Tensor
     log_probs: Tensor | None = None
+    novelty: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.probs)
@@ -41,20 +45,14 @@ class Prediction:
         """The same without `log_probs`, which are half of its memory."""
         return replace(self, log_probs=None)
 
-
-def plugin(logits: Tensor) -> Prediction:
-    """The softmax of one logit vector an image; all its entropy is aleatoric.
-
-    Args:
-        logits: shape (N, C), any float type and device; computed on the CPU in float64.
-
-    Raises:
-        ValueError: wrong shape, or logits that are not finite.
-    """
-    log_probs = log_softmax(logits, 2)
-    probs = log_probs.exp()
-    entropy = entropy_of(probs, log_probs)
-    return Prediction(probs, entropy, entropy, torch.zeros_like(entropy), log_probs)
+    @classmethod
+    def joined(cls, parts: "Sequence[Prediction]") -> "Prediction":
+        """The images of all, in this order; a part that one of them lacks is None."""
+        names = [
+            one.name for one in fields(cls) if all(getattr(part, one.name) is not None for part in parts)
+        ]
+        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+        return cls(**joined)
 
 
 def log_softmax(logits: Tensor, dims: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from clipkal.evaluation import Evaluation, evaluate
 from clipkal.files import digest, write_json
 from clipkal.optim import Posterior
+from clipkal.uncertainty import Plugin, Reader, Sampled
 
 SHIFTS = {"test": 1.0, "sketch": 0.55, "photo": 0.75, "new": 0.9, "pets": 0.8, "cars": 0.5}
 ROLES = {"test": "id", "new": "transfer", "pets": "transfer", "cars": "transfer"}
@@ -59,7 +60,8 @@ def evaluation(
         )
     bayesian = method.startswith("kalman")
     posterior, temperature = (Noise(), None) if bayesian else (None, 1.8 if method == "adamw" else None)
-    return evaluate(lambda x: x, posterior, made, n_samples=16, seed=seed, temperature=temperature)
+    predictives = {"plugin": Plugin()} | ({"sampled": Sampled(16)} if bayesian else {})
+    return evaluate(Reader(lambda x: x, posterior, seed), made, predictives, temperature)
 
 
 def write_run(root: Path, finished: bool = True, folder: str = "", version: int = 1, **choices: Any) -> Path:

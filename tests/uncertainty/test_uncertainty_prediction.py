@@ -65,7 +65,7 @@ def test_chunks_of_draws_and_of_images_change_nothing() -> None:
     by_images = SampleAverage(6, 5)
     for start in (0, 2, 4):
         for chunk in z[:, start : start + 2].split(11):
-            by_images.add(chunk, slice(start, start + 2))
+            by_images.add_draws(slice(start, start + 2), chunk)
     for other in (by_draws, by_images.prediction()):
         for field in ("probs", "entropy", "aleatoric", "epistemic", "log_probs"):
             torch.testing.assert_close(getattr(other, field), getattr(whole, field), rtol=0, atol=1e-12)

@@ -74,6 +74,7 @@ class LoRAAdapter(Adapter):
         scale = torch.tensor(math.log(logit_scale), dtype=self.dtype, device=first.device)
         self.register_buffer("log_scale", scale)
         generator = torch.Generator().manual_seed(self.settings.seed)
+        self._zeroshot_text: Tensor | None = None
         self.factors = nn.ModuleDict({t.label: self._factors(t, generator) for t in self.targets})
         if self.settings.adapts("text"):
             self._keep_tokens(tokens, first.device)
@@ -104,10 +105,27 @@ class LoRAAdapter(Adapter):
 
     def class_features(self) -> Tensor:
         """Unit rows [C, d] of the classes, at the present θ."""
+        return self._class_features(self._paths(vision=False)) if self.settings.adapts("text") else self.text
+
+    def _class_features(self, paths: Paths) -> Tensor:
+        sentences = self.frozen.text_features(self.tokens, paths)
+        return F.normalize(self.averaging @ self._unit(sentences), dim=-1)
+
+    def frozen_features(self, inputs: Tensor) -> Tensor:
+        """Unit rows [B, d] of images [B, 3, H, W], through the image tower without its changes."""
+        return self._unit(self.frozen.image_features(inputs, {}))
+
+    def zeroshot_logits(self, features: Tensor) -> Tensor:
+        return self.log_scale.exp() * (features @ self._frozen_classes().mT)
+
+    @torch.no_grad()
+    def _frozen_classes(self) -> Tensor:
+        """Unit rows [C, d] of the classes through the text tower without its changes, made once."""
         if not self.settings.adapts("text"):
             return self.text
-        sentences = self.frozen.text_features(self.tokens, self._paths(vision=False))
-        return F.normalize(self.averaging @ self._unit(sentences), dim=-1)
+        if self._zeroshot_text is None:
+            self._zeroshot_text = self._class_features({})
+        return self._zeroshot_text
 
     def _paths(self, vision: bool) -> Paths:
         """The low-rank paths of one tower, by the names of their weights."""

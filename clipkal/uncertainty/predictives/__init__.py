@@ -1,0 +1,7 @@
+"""The predictives: how class probabilities are read out of a learnt model, one file each.
+
+plugin.py           the softmax at the learnt parameters
+sampled.py          the mean softmax over draws from the posterior
+probit.py           closed form: logits shrunk by their variance
+laplace_bridge.py   closed form: a Dirichlet distribution of the probabilities
+"""
