@@ -65,7 +65,7 @@ class Adapter(nn.Module):
             self.text = own
 
     def head(self) -> Tensor | None:
-        """H [C, d] such that logits = scale · norm(image feature) · Hᵀ with the weights of `merge`; None where it is no such map."""
+        """H [C, d] with logits = scale · norm(image feature) · Hᵀ at the weights of `merge`; None where it is no such map."""
         return None
 
     def merge(self) -> dict[str, Tensor]:

@@ -78,8 +78,10 @@ class LinearAdapter(Adapter):
 
     @torch.no_grad()
     def head(self) -> Tensor:
-        """T (I + R W): its rows are not of unit norm. The map cannot go into CLIP's image projection, after which CLIP
-        normalises: the logits of an image would be divided by the norm of (I + R W) f.
+        """T (I + R W), whose rows are not of unit norm.
+
+        The map cannot go into CLIP's image projection, after which CLIP normalises: the logits of an image would be
+        divided by the norm of (I + R W) f.
         """
         return self.text + self._left() @ self.weight
 
