@@ -60,7 +60,7 @@ def evaluate_run(run: Run, cfg: DictConfig, config_dir: Path | None = None) -> L
         DataError: the dataset has classes that the run did not learn, or cannot be read.
     """
     own = same_images(cfg, run.record.cfg)
-    task = _sets(_task(cfg, own, config_dir), run.class_names, own)
+    task = _sets(_task(cfg, own, config_dir), run, own)
     if not (task.ood or task.transfer):
         raise ConfigError(
             "there is no set to evaluate: name OOD sets, such as 'dataset.ood=[gaussian_noise@3]', or another dataset, such "
@@ -93,7 +93,7 @@ def _task(cfg: DictConfig, own: bool, config_dir: Path | None) -> FewShotTask:
         return draw_task(dataset, "all", cfg.seed, subset=subset, others=others(cfg, config_dir))
 
 
-def _sets(task: FewShotTask, classes: Sequence[str], own: bool) -> FewShotTask:
+def _sets(task: FewShotTask, run: Run, own: bool) -> FewShotTask:
     """The task with OOD and transfer sets only, its labels those of the run's classes; nothing to learn from is left.
 
     The test images of another dataset are an OOD set by its name, and its OOD sets are called after it.
@@ -105,14 +105,16 @@ def _sets(task: FewShotTask, classes: Sequence[str], own: bool) -> FewShotTask:
         ood = {task.name: task.test} | {f"{task.name}/{name}": one for name, one in ood.items()}
         spaces = {f"{task.name}/{name}": space for name, space in spaces.items()}
         transfer = task.transfer
-    place = _places(task, classes) if ood else {}
+    place = _places(task, run.class_names) if ood else {}
     relabelled = {name: _relabelled(one, place) for name, one in ood.items()}
     spaces = {name: sorted(place[label] for label in space) for name, space in spaces.items()}
     few: Any = task.test.subset([0])
+    few = few.with_labels(torch.zeros(1, dtype=torch.int64))
     test = task.test if own and ood else few
+    prompts = run.prompts or [[name] for name in run.class_names]
     return FewShotTask(
-        task.name, task.class_names, task.prompts, few, None, test, relabelled, task.text_features, task.logit_scale,
-        task.record, spaces, transfer,
+        task.name, run.class_names, prompts, few, None, test, relabelled, None, task.logit_scale, task.record, spaces,
+        transfer,
     )  # fmt: skip
 
 
