@@ -120,13 +120,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def load(options: argparse.Namespace) -> Any:
     """The run that the command line names, loaded as it says."""
-    from clipkal.inference.record import read_record
+    check_run(options.run)
     from clipkal.inference.run import load_run
 
-    read_record(options.run)  # what is wrong with the folder is told before torch is imported
     run = load_run(options.run, options.device, options.weights, options.precision, options.batch_size)
     quiet(run.cfg.threads)
     return run
+
+
+def check_run(path: Path) -> None:
+    """Tells what is wrong with a run directory before torch is imported, which takes seconds."""
+    from clipkal.inference.record import read_record
+
+    read_record(path)
 
 
 def positive(text: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from clipkal import files
 from clipkal.errors import ClipkalError
-from clipkal.inference.command import EXIT, RUN_HELP, Parser, console, quiet, run_command, say
+from clipkal.inference.command import EXIT, RUN_HELP, Parser, check_run, console, quiet, run_command, say
 from clipkal.tracking.writing import writing
 
 NAME = "clipkal-export"
@@ -50,10 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def export(options: argparse.Namespace) -> int:
     """Writes the folder, whole or not at all, and says what is in it."""
-    from clipkal.inference.record import read_record
-
     out = files.expanded(options.out)
-    read_record(options.run)  # what is wrong with the folder is told before torch is imported
+    check_run(options.run)
     _check_free(out, options.overwrite)
     if options.onnx:
         from clipkal.inference.onnx import require

@@ -80,13 +80,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def predict(options: argparse.Namespace) -> int:
     """Predicts, and writes what was asked for; the exit status."""
-    from clipkal.inference.sheet import form_of
+    from clipkal.inference.writers import check_ending, form_of, writer
 
     if options.sheet is not None:
         form_of(options.sheet)
+    if options.out is not None:
+        check_ending(options.out)
     run = load(options)  # before the images are looked for: a wrong folder is told at once
     from clipkal.inference.images import gather
-    from clipkal.inference.writers import writer
 
     images = gather(options.images)
     extremes, read, skipped = _Extremes(), 0, 0

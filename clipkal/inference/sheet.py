@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from clipkal import files
-from clipkal.errors import ConfigError
+from clipkal.inference.writers import form_of
 from clipkal.inventory.sheet import CELL, INK, MARGIN, MUTED, PAPER, RULE, font, wrapped
 from clipkal.tracking.writing import printable, writing
 
@@ -15,7 +15,6 @@ SIDE, GAP, COLUMNS = 112, 12, 8
 TEXT = 54  # pixels below an image: what it was taken for in two lines, and one about it
 HEADING, TOP = 38, 54
 WRONG = "#b3400a"
-FORMS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 @dataclass(frozen=True)
@@ -74,13 +73,6 @@ def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, corner: tuple[int, int],
         MUTED,
         font(10),
     )
-
-
-def form_of(path: Path) -> str:
-    """Pillow's name of the format; ConfigError for an ending that it has not."""
-    if path.suffix.lower() not in FORMS:
-        raise ConfigError(f"--sheet {path}: must end in .png, .jpg or .webp")
-    return FORMS[path.suffix.lower()]
 
 
 def save(sheet: Image.Image, path: Path) -> None:

@@ -19,6 +19,7 @@ from clipkal.tracking.writing import printable, valid, writing
 Columns = Mapping[str, list[Any]]
 SHOWN = 40  # rows of the table on a terminal
 ENDINGS = (".csv", ".jsonl", ".parquet")
+FORMS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 class Writer(Protocol):
@@ -46,8 +47,7 @@ def writer(out: Path | None) -> Iterator[Writer]:
         yield found
         found.close()
         return
-    if out.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--out {out}: must end in {', '.join(ENDINGS)}")
+    check_ending(out)
     stopped: KeyboardInterrupt | None = None
     with writing(out), files.atomic_path(out) as temporary:
         kinds: dict[str, Callable[[Path], Writer]] = {
@@ -63,6 +63,19 @@ def writer(out: Path | None) -> Iterator[Writer]:
         made.close()
     if stopped is not None:
         raise stopped
+
+
+def check_ending(out: Path) -> None:
+    """Raises ConfigError for a file of predictions of an unknown kind."""
+    if out.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"--out {out}: must end in {', '.join(ENDINGS)}")
+
+
+def form_of(path: Path) -> str:
+    """Pillow's name of the format; ConfigError for an ending that it has not."""
+    if path.suffix.lower() not in FORMS:
+        raise ConfigError(f"--sheet {path}: must end in .png, .jpg or .webp")
+    return FORMS[path.suffix.lower()]
 
 
 class _Terminal:
