@@ -157,7 +157,8 @@ def judge(
     if cfg.predictive.temperature_scaling and task.val is not None:
         how |= {"temperature": fit_temperatures(reader, task.val, **how)}
     sets = {"test": ("id", task.test)} | {name: ("ood", one) for name, one in task.ood.items()}
-    evaluation = evaluate(reader, sets, spaces=task.label_spaces, **how)
+    known = {"spaces": task.label_spaces, "shots": task.shots, "validation": task.val}
+    evaluation = evaluate(reader, sets, **known, **how)
     for name, other in task.transfer.items():
         with adapter.classes(other.text_features):
             found = evaluate(reader, {name: ("transfer", other.test)}, **how)

@@ -7,7 +7,7 @@ which have 200 of the 1000), by leaving the other logits out before the softmax.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from clipkal.data.sets import LabelledSet
 from clipkal.errors import ConfigError
-from clipkal.metrics import auroc, classification_metrics, fpr95, msp, reliability
 from clipkal.metrics.calibration import BINS
+from clipkal.scoring import INTERVALS, metrics_of, scores_of, told_apart
 from clipkal.tracking.reported import SCALED, reported
 from clipkal.uncertainty import Images, Plugin, Prediction, Predictive, Reader, Sampled, View, predict
 from clipkal.uncertainty.fitting import temperatures as temperatures_of
+from clipkal.uncertainty.prediction_sets import Calibration
+from clipkal.uncertainty.shot_scores import SOURCES, ShotScores
 
 ROLES = ("id", "ood", "transfer")
 
@@ -36,10 +38,11 @@ class SetEvaluation:
         rule: how it was chosen, "all" or "occurring".
         class_names: where they are the set's own.
         predictions: over the label space, columns in the order of `classes`.
-        metrics: as `classification_metrics`, with the mean entropy, aleatoric and epistemic parts (nats), the
-            `reliability` bins, and `temperature` where one was applied.
+        metrics: as `clipkal.scoring.metrics_of`, and `temperature` where one was applied.
         scores: per predictive what detection compares, over all C classes, each [N]: msp, entropy, and
             mutual_information and novelty where there are.
+        image_scores: the same of no predictive: energy, and distances to the shots; see `ShotScores`.
+        conformal: prediction sets of the reported predictive over all C classes, see `Calibration`; None without.
     """
 
     role: str
@@ -51,11 +54,14 @@ class SetEvaluation:
     predictions: dict[str, Prediction] = field(default_factory=dict)
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     scores: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    image_scores: dict[str, Tensor] = field(default_factory=dict)
+    conformal: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """This set's part of results.json."""
-        found = {"role": self.role, "label_space": self.classes, "label_rule": self.rule}
+        found: dict[str, Any] = {"role": self.role, "label_space": self.classes, "label_rule": self.rule}
         found |= {"class_names": self.class_names} if self.class_names is not None else {}
+        found |= {"conformal": self.conformal} if self.conformal is not None else {}
         return found | {"predictive": self.metrics}
 
 
@@ -65,8 +71,8 @@ class Evaluation:
 
     Attributes:
         sets: per set name.
-        detection: {ood set: {score: {auroc, fpr95, predictive, n_id, n_ood}}}, see `detection_table`.
-        settings: {samples, seed, bins, temperatures}.
+        detection: {ood set: {score: {auroc, aupr, fpr95, predictive, n_id, n_ood}}}, see `detection_table`.
+        settings: {samples, seed, bins, temperatures, intervals}.
     """
 
     sets: dict[str, SetEvaluation]
@@ -91,6 +97,8 @@ def evaluate(
     temperature: float | Mapping[str, float] | None = None,
     bins: int = BINS,
     spaces: Mapping[str, Sequence[int]] | None = None,
+    shots: LabelledSet | None = None,
+    validation: LabelledSet | None = None,
 ) -> Evaluation:
     """Predicts every set with every predictive and scores the predictions on the full set.
 
@@ -102,6 +110,8 @@ def evaluate(
             divided by this temperature; a mapping gives it per predictive (see `fit_temperatures`).
         bins: of the calibration errors.
         spaces: OOD set -> the labels it is scored over, ascending; the labels that occur where it is not named.
+        shots: what was learnt from, for the distances to it; and for conformal sets where there is no `validation`.
+        validation: images for conformal sets.
 
     Raises:
         ConfigError: an unknown role, no set, no predictive, or a model or posterior that cannot give what one needs.
@@ -113,12 +123,14 @@ def evaluate(
     if not sets or set(roles) - set(ROLES):
         raise ConfigError(f"evaluation needs sets with role {', '.join(ROLES)}, got {roles}")
     temperatures = _temperatures(temperature, chosen)
-    evaluated = _predict(reader, sets, chosen, temperatures, spaces or {})
+    calibration = Calibration.of(reader, reported(chosen), chosen, shots, validation)
+    watcher = ShotScores.of(reader, list(chosen.values()), shots)
+    evaluated = _predict(reader, sets, chosen, temperatures, spaces or {}, watcher, calibration)
     for one in evaluated.values():
         _score(one, temperatures, bins)
     samples = max(one.samples if "draws" in one.needs else 0 for one in chosen.values())
     settings = {"samples": samples, "seed": reader.seed, "bins": bins, "temperatures": temperatures}
-    return Evaluation(evaluated, detection_table(evaluated), settings)
+    return Evaluation(evaluated, detection_table(evaluated), settings | {"intervals": INTERVALS})
 
 
 def fit_temperatures(
@@ -136,10 +148,11 @@ def fit_temperatures(
 
 
 def detection_table(sets: Mapping[str, SetEvaluation]) -> dict[str, dict[str, dict[str, Any]]]:
-    """AUROC and FPR95 of telling each OOD set from the first ID set, per score; empty without such a pair.
+    """AUROC, AUPR and FPR95 of telling each OOD set from the first ID set, per score; empty without such a pair.
 
-    The scores (msp, entropy, and mutual_information and novelty where there are) are those of the reported predictive;
-    beside another one, plugin_msp and plugin_entropy show what it adds to the plug-in.
+    The scores of a prediction (msp, entropy, and mutual_information and novelty where there are) are those of the
+    reported predictive; beside another one, plugin_msp and plugin_entropy show what it adds to the plug-in. Then follow
+    those of the image alone: energy, and the distances to the shots where there are.
     """
     reference = next((one for one in sets.values() if one.role == "id"), None)
     if reference is None:
@@ -152,14 +165,13 @@ def detection_table(sets: Mapping[str, SetEvaluation]) -> dict[str, dict[str, di
     for name, one in sets.items():
         if one.role == "ood":
             table[name] = {
-                key: _separation(reference.scores[p][score], one.scores[p][score]) | {"predictive": p}
+                key: told_apart(reference.scores[p][score], one.scores[p][score]) | {"predictive": p}
                 for key, (p, score) in pairs.items()
+            } | {
+                score: told_apart(values, one.image_scores[score]) | {"predictive": SOURCES[score]}
+                for score, values in reference.image_scores.items()
             }
     return table
-
-
-def _separation(low: Tensor, high: Tensor) -> dict[str, Any]:
-    return {"auroc": auroc(low, high), "fpr95": fpr95(low, high), "n_id": len(low), "n_ood": len(high)}
 
 
 def _predict(
@@ -168,8 +180,10 @@ def _predict(
     predictives: Mapping[str, Predictive],
     temperatures: Mapping[str, float],
     given: Mapping[str, Sequence[int]],
+    watcher: ShotScores,
+    calibration: Calibration | None,
 ) -> dict[str, SetEvaluation]:
-    """Every set with its predictions over its own label space and its detection scores over all classes."""
+    """Every set with its predictions over its own label space; detection and conformal sets are over all classes."""
     keys = {p: (p, 1.0) for p in predictives} | {p + SCALED: (p, t) for p, t in temperatures.items()}
     evaluated: dict[str, SetEvaluation] = {}
     images: dict[str, Images] = {}
@@ -181,14 +195,17 @@ def _predict(
         views = [View(p, t, space) for p, t in keys.values() for space in {None, spaces[name]}]
         images[name] = Images(data.inputs, len(labels), views)
         evaluated[name] = SetEvaluation(role, list(data.ids), labels, [])
-    predicted = predict(reader, predictives, images)
+    predicted = predict(reader, predictives, images, watcher)
     every = [pair for found in predicted.values() for pair in found.items()]
     epistemic = {view.predictive for view, one in every if one.epistemic.any()}
     for name, found in predicted.items():
         one = evaluated[name]
         for key, (p, t) in keys.items():
             one.predictions[key] = found[View(p, t, spaces[name])]
-            one.scores[key] = _scores(found[View(p, t)], p in epistemic)
+            one.scores[key] = scores_of(found[View(p, t)], p in epistemic)
+        one.image_scores = watcher.scores(name)
+        if calibration is not None:
+            one.conformal = calibration.judge(found[View(calibration.about["predictive"])], one.labels)
         one.classes = list(spaces[name] or range(classes))
         one.rule = "all" if spaces[name] is None else "occurring"
     return evaluated
@@ -208,23 +225,13 @@ def _label_space(
     return space if len(space) < classes else None
 
 
-def _scores(prediction: Prediction, epistemic: bool) -> dict[str, Tensor]:
-    scores = {"msp": msp(prediction.probs), "entropy": prediction.entropy}
-    scores |= {"mutual_information": prediction.epistemic} if epistemic else {}
-    return scores | ({} if prediction.novelty is None else {"novelty": prediction.novelty})
-
-
 def _score(one: SetEvaluation, temperatures: Mapping[str, float], bins: int) -> None:
     """Fills in the metrics of every prediction, and drops the logarithms, which nothing needs afterwards."""
     labels = torch.searchsorted(torch.tensor(one.classes), one.labels)
+    one.metrics = metrics_of(one.predictions, labels, one.image_scores, bins)
     for key, prediction in one.predictions.items():
-        values = classification_metrics(prediction.probs, labels, bins, prediction.log_probs)
-        for part in ("entropy", "aleatoric", "epistemic"):
-            values[part] = getattr(prediction, part).mean().item()
-        values["reliability"] = [asdict(b) for b in reliability(prediction.probs, labels, bins)]
         if key.endswith(SCALED):
-            values["temperature"] = temperatures[key.removesuffix(SCALED)]
-        one.metrics[key] = values
+            one.metrics[key]["temperature"] = temperatures[key.removesuffix(SCALED)]
         one.predictions[key] = prediction.without_logs()
 
 

@@ -16,7 +16,7 @@ LAYERS = (
     {"backbones", "data"},
     {"adapters", "optim"},
     {"tracking", "uncertainty"},
-    {"evaluation", "training"},
+    {"evaluation", "scoring", "training"},
     {"inventory", "methods", "pretraining", "recording", "report"},
     {"inference"},
     {"__main__", "app", "cli", "pretrain"},

@@ -98,7 +98,7 @@ def test_plugin_metrics_are_those_of_the_softmax(model: Linear, sets: dict) -> N
     for name, value in expected.items():
         assert result.sets["test"].metrics["plugin"][name] == pytest.approx(value), name
     assert set(result.detection) == {"sketch", "some"}
-    assert set(result.detection["some"]) == {"msp", "entropy"}
+    assert set(result.detection["some"]) == {"msp", "entropy", "energy"}
 
 
 def test_an_ood_set_is_scored_over_its_own_classes_and_detected_over_all(model: Linear, sets: dict) -> None:
@@ -233,13 +233,14 @@ def test_results_are_json_and_rows_survive_parquet(model: Linear, sets: dict, tm
         "seed": 7,
         "bins": 15,
         "temperatures": dict.fromkeys(("plugin", "sampled", "probit"), 2.0),
+        "intervals": {"method": "bootstrap", "resamples": 1000, "level": 0.95},
     }
     parquet.write_table(table(result), tmp_path / "predictions.parquet")
     frame = pd.read_parquet(tmp_path / "predictions.parquet")
     assert len(frame) == 6 * (90 + 70 + 50)
     assert list(frame.columns) == [
         *("set", "role", "id", "label", "predictive", "predicted", "confidence", "probs"),
-        *("entropy", "aleatoric", "epistemic"),
+        *("entropy", "aleatoric", "epistemic", "novelty", "energy"),
     ]
     row = frame[(frame.set == "test") & (frame.predictive == "sampled")].iloc[4]
     np.testing.assert_allclose(row.probs, result.sets["test"].predictions["sampled"].probs[4], atol=1e-6)
@@ -254,7 +255,8 @@ def test_results_are_json_and_rows_survive_parquet(model: Linear, sets: dict, tm
 def test_detection_table_prefers_the_bayesian_predictive(model: Linear, sets: dict) -> None:
     result = run(model, sets)
     entry = result.detection["sketch"]
-    assert set(entry) == {"msp", "entropy", "mutual_information", "plugin_msp", "plugin_entropy"}
+    assert set(entry) == {"msp", "entropy", "mutual_information", "plugin_msp", "plugin_entropy", "energy"}
+    assert set(entry["msp"]) == {"auroc", "aupr", "fpr95", "predictive", "n_id", "n_ood"}
     assert entry["msp"]["predictive"] == "sampled" and entry["plugin_msp"]["predictive"] == "plugin"
     assert detection_table({"some": result.sets["some"]}) == {}
     assert detection_table({"test": result.sets["test"]}) == {}

@@ -262,6 +262,6 @@ class Config:
     device: Device = "auto"
     threads: Threads | None = None  # CPU threads of torch; null = torch's own choice
     output_dir: str = "outputs"
-    # the reliability diagram; auto: of single runs, since clipkal-report draws those of a multirun
+    # the run's figures; auto: of single runs, since clipkal-report draws those of a multirun
     figures: bool | Literal["auto"] = "auto"
     checkpoint_every: Annotated[Finite, Field(ge=0)] = 30.0  # seconds between training checkpoints

@@ -1,52 +1,21 @@
-"""Accuracy and the two proper scores: negative log-likelihood and Brier."""
+"""Accuracy, macro-F1, and the two proper scores: negative log-likelihood and Brier."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from clipkal.metrics.checks import checked
-
-
-def predicted(probs: Tensor) -> Tensor:
-    """Most probable class of each row, int64 (N,); the first one where several are equally probable."""
-    return torch.from_numpy(probs.numpy().argmax(1))
+from clipkal.metrics.outcomes import Outcomes, outcomes
 
 
 def accuracy(probs: Any, labels: Any) -> float:
     """Share of images whose most probable class is the label, in [0, 1]; ValueError as in `checked`."""
-    probs, labels = checked(probs, labels)
-    return (predicted(probs) == labels).double().mean().item()
+    return outcomes(probs, labels).correct.double().mean().item()
 
 
 def nll(probs: Any, labels: Any, log_probs: Any = None) -> float:
-    """Mean negative log-likelihood of the labels in nats, in [0, inf].
-
-    Args:
-        probs: probabilities (N, C).
-        labels: class indices (N,).
-        log_probs: their logarithms (N, C), where known: finite even where the probability has underflowed
-            to 0.
-
-    Returns:
-        `inf` if a label was given probability 0. Nothing is clamped: a clamp would turn a model that ruled
-        the truth out into one with a moderate score that depends on the clamp.
-
-    Raises:
-        ValueError: as `checked`; or log_probs of another shape, NaN, or above 0.
-    """
-    probs, labels = checked(probs, labels)
-    log = probs.log() if log_probs is None else _checked_log(log_probs, probs)
-    return max(0.0, -log.gather(1, labels[:, None]).mean().item())
-
-
-def _checked_log(log_probs: Any, probs: Tensor) -> Tensor:
-    log: Tensor = torch.as_tensor(log_probs).detach().to("cpu", torch.float64)
-    if log.shape != probs.shape:
-        raise ValueError(f"log_probs {tuple(log.shape)} do not fit probabilities {tuple(probs.shape)}")
-    if not torch.allclose(log.exp(), probs, rtol=0, atol=1e-4):  # also false for NaN
-        raise ValueError("log_probs are not the logarithms of the probabilities")
-    return log
+    """Mean negative log-likelihood of the labels in nats, in [0, inf]; arguments and errors as `outcomes`."""
+    return outcomes(probs, labels, log_probs).nll.mean().item()
 
 
 def brier(probs: Any, labels: Any) -> float:
@@ -54,15 +23,37 @@ def brier(probs: Any, labels: Any) -> float:
 
     Some libraries divide by C or count one class only; compare numbers with care.
     """
-    probs, labels = checked(probs, labels)
-    squares = probs.square().sum(1) - 2 * probs.gather(1, labels[:, None])[:, 0] + 1
-    return max(0.0, squares.mean().item())
+    return outcomes(probs, labels).brier.mean().item()
 
 
 def per_class_accuracy(probs: Any, labels: Any) -> list[float | None]:
     """Share of each class's images classified rightly, C values in [0, 1]; None for an absent class."""
-    probs, labels = checked(probs, labels)
-    classes = probs.shape[1]
-    count = torch.bincount(labels, minlength=classes)
-    right = torch.bincount(labels[predicted(probs) == labels], minlength=classes)
-    return [r / n if n else None for r, n in zip(right.tolist(), count.tolist(), strict=True)]
+    return recalls(outcomes(probs, labels))
+
+
+def macro_f1(probs: Any, labels: Any) -> float:
+    """Mean over classes of F1 = 2 TP / (2 TP + FP + FN), in [0, 1]; ValueError as in `checked`.
+
+    Over the classes that occur as a label or as a prediction, like scikit-learn's `f1_score(average="macro")`.
+    """
+    return f1_of(outcomes(probs, labels))
+
+
+def recalls(found: Outcomes) -> list[float | None]:
+    """`per_class_accuracy` of outcomes."""
+    right, labelled, _ = _counts(found)
+    return [r / n if n else None for r, n in zip(right.tolist(), labelled.tolist(), strict=True)]
+
+
+def f1_of(found: Outcomes) -> float:
+    """`macro_f1` of outcomes."""
+    right, labelled, predicted = _counts(found)
+    either = labelled + predicted
+    return (2 * right[either > 0] / either[either > 0].double()).mean().item()
+
+
+def _counts(found: Outcomes) -> tuple[Tensor, Tensor, Tensor]:
+    """Images of each class that are classified rightly, labelled so, and predicted so, int64 (C,) each."""
+    kinds = (found.labels[found.correct], found.labels, found.predicted)
+    right, labelled, predicted = (torch.bincount(kind, minlength=found.classes) for kind in kinds)
+    return right, labelled, predicted

@@ -1,4 +1,8 @@
-"""Telling out-of-distribution images from in-distribution ones by a score (higher = more OOD)."""
+"""Telling one kind of image from another by a score: out of distribution from in, or errors from right answers.
+
+Every score is higher for an image that is more out of distribution, or more likely wrong. Those of this file need the
+prediction only; `clipkal.metrics.distance` has those that look at where the image lies among the shots.
+"""
 
 from typing import Any
 
@@ -7,15 +11,36 @@ from torch import Tensor
 
 from clipkal.metrics.checks import checked_scores
 
-SCORES = ("msp", "entropy", "mutual_information")
+SCORES = (
+    "msp",
+    "entropy",
+    "energy",
+    "mutual_information",
+    "nearest_shot",
+    "mahalanobis",
+    "relative_mahalanobis",
+)
 """Names of the scores, as in results.json: 1 − max p (Hendrycks & Gimpel 2017, arXiv 1610.02136), the
-entropy of the predictive distribution, and the mutual information between label and parameters (needs a
-posterior)."""
+entropy of the predictive distribution, the energy of the logits (Liu et al. 2020, arXiv 2010.03759), the mutual
+information between label and parameters (needs a posterior), and three distances to the shots."""
 
 
 def msp(probs: Any) -> Tensor:
     """Maximum-softmax-probability score as uncertainty: 1 − max_c p_c, float64 (N,), in [0, 1 − 1/C]."""
-    return 1 - torch.as_tensor(probs).detach().to("cpu", torch.float64).amax(1)
+    return 1 - torch.as_tensor(probs).detach().cpu().amax(1).double()
+
+
+def energy(logits: Any) -> Tensor:
+    """The free energy −log Σ_c exp z_c of logits (N, C), float64 (N,): low where some class is strongly supported.
+
+    Liu et al. (2020), arXiv 2010.03759, at temperature 1.
+    """
+    return -torch.as_tensor(logits).detach().to("cpu", torch.float64).logsumexp(1)
+
+
+def separation(low: Any, high: Any) -> dict[str, float]:
+    """{auroc, aupr, fpr95} of telling the images with scores `high` (to be found) from those with scores `low`."""
+    return {"auroc": auroc(low, high), "aupr": aupr(low, high), "fpr95": fpr95(low, high)}
 
 
 def auroc(id_scores: Any, ood_scores: Any) -> float:
@@ -32,6 +57,23 @@ def auroc(id_scores: Any, ood_scores: Any) -> float:
     ordered = low.sort().values
     below, not_above = (int(torch.searchsorted(ordered, high, right=side).sum()) for side in (False, True))
     return (below + not_above) / (2 * len(low) * len(high))
+
+
+def aupr(id_scores: Any, ood_scores: Any) -> float:
+    """Area under precision–recall with OOD as the positive class, in (0, 1]; scores that say nothing give their share.
+
+    Average precision Σ_t (recall_t − recall_{t−1}) · precision_t over the thresholds t, images of equal score together:
+    scikit-learn's `average_precision_score`. It depends on how many images there are of either kind, so their numbers
+    belong beside it.
+
+    Raises:
+        ValueError: either set is empty or has a score that is not finite.
+    """
+    low, high = checked_scores(id_scores, "ID scores"), checked_scores(ood_scores, "OOD scores")
+    levels, group = torch.unique(-torch.cat([high, low]), return_inverse=True)
+    found, all_ = (torch.bincount(part, minlength=len(levels)) for part in (group[: len(high)], group))
+    precision = found.cumsum(0).double() / all_.cumsum(0)
+    return (precision * found / len(high)).sum().item()
 
 
 def fpr95(id_scores: Any, ood_scores: Any) -> float:

@@ -1,12 +1,16 @@
 """Selective prediction: how the error rate falls when the least confident images are left out."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from clipkal.metrics.checks import checked_scores
+
+COVERAGES = tuple(round(0.05 * step, 2) for step in range(1, 21))
+"""Shares of the images that are answered, 5 % to all, at which results.json has the accuracy."""
 
 
 def risk_coverage(confidence: Any, correct: Any) -> tuple[Tensor, Tensor]:
@@ -42,19 +46,39 @@ def aurc(confidence: Any, correct: Any) -> float:
     """Area under the risk–coverage curve, mean_k risk(k/N), in [0, 1]; low is good.
 
     Source: Geifman et al. (2019), arXiv 1805.08206. A model without errors has 0; scores that say nothing
-        give the error rate.
+    give the error rate.
     """
     return risk_coverage(confidence, correct)[1].mean().item()
 
 
-def risk_at_coverage(confidence: Any, correct: Any, coverage: float) -> float:
-    """Expected share of errors among the ⌈coverage · N⌉ most confident images, in [0, 1].
+def e_aurc(confidence: Any, correct: Any) -> float:
+    """Excess AURC: what the order of the confidences costs, AURC − AURC of the best order, in [0, 1]; low is good.
+
+    0 where every error is less certain than every right answer, whatever the accuracy. Source: Geifman et al. (2019),
+    who approximate the best order's AURC by r + (1 − r) log(1 − r) for the error rate r; here it is the exact one of N
+    images, so the excess is never negative.
+    """
+    risk = risk_coverage(confidence, correct)[1]
+    images = len(risk)
+    right = images - round(risk[-1].item() * images)
+    accepted = torch.arange(1, images + 1, dtype=torch.float64)
+    best = ((accepted - right).clamp(min=0) / accepted).mean()
+    return max(0.0, (risk.mean() - best).item())
+
+
+def accuracy_at(confidence: Any, correct: Any, coverages: Sequence[float] = COVERAGES) -> list[float]:
+    """Expected accuracy on the ⌈coverage · N⌉ most confident images, for each coverage.
 
     Raises:
-        ValueError: as `risk_coverage`, or coverage outside (0, 1].
+        ValueError: as `risk_coverage`, or a coverage outside (0, 1].
     """
-    if not 0 < coverage <= 1:
-        raise ValueError(f"coverage must be in (0, 1], got {coverage}")
+    if bad := [one for one in coverages if not 0 < one <= 1]:
+        raise ValueError(f"coverage must be in (0, 1], got {bad[0]}")
     risk = risk_coverage(confidence, correct)[1]
-    accepted = math.ceil(round(coverage * len(risk), 9))  # 0.07 * 100 is 7.000000000000001
-    return risk[accepted - 1].item()
+    ends = [math.ceil(round(one * len(risk), 9)) for one in coverages]  # 0.07 * 100 is 7.000000000000001
+    return (1 - risk[[end - 1 for end in ends]]).tolist()
+
+
+def risk_at_coverage(confidence: Any, correct: Any, coverage: float) -> float:
+    """Expected share of errors among the ⌈coverage · N⌉ most confident images, in [0, 1]; errors as `accuracy_at`."""
+    return 1 - accuracy_at(confidence, correct, [coverage])[0]

@@ -2,44 +2,63 @@
 
 from typing import Any
 
-from clipkal.metrics.calibration import BINS, adaptive_ece, ece
+from clipkal.metrics.calibration import BINS, TopBins, equal_mass_ece
 from clipkal.metrics.checks import checked
-from clipkal.metrics.classification import accuracy, brier, nll, per_class_accuracy, predicted
-from clipkal.metrics.selective import aurc
+from clipkal.metrics.classification import f1_of, recalls
+from clipkal.metrics.classwise import ClassBins, class_bins
+from clipkal.metrics.outcomes import Outcomes, outcomes
+from clipkal.metrics.selective import COVERAGES, accuracy_at, aurc, e_aurc
 
 
 def classification_metrics(
     probs: Any, labels: Any, bins: int = BINS, log_probs: Any = None
 ) -> dict[str, Any]:
-    """Every per-set metric, computed on the full set.
+    """Every per-set metric, computed on the full set; what is returned is said at `summary`.
 
     Args:
         probs: probabilities (N, C).
         labels: class indices (N,) in [0, C).
-        bins: bins of both calibration errors.
-        log_probs: logarithms of `probs` (N, C), where known; see `nll`.
-
-    Returns:
-        accuracy, nll (nats, may be inf), brier, ece, adaptive_ece, aurc (of the max-softmax confidence),
-        confidence (mean top-1 probability), per_class_accuracy (list of C, None for a class without
-        images), and what the
-        calibration figures depend on: n images, bins, classes (the size of the label space).
+        bins: bins of the calibration errors.
+        log_probs: logarithms of `probs` (N, C), where known; see `outcomes`.
 
     Raises:
         ValueError: empty set, NaN, rows that do not sum to one, labels out of range, bins < 1.
     """
     probs, labels = checked(probs, labels)
-    top = probs.amax(1)
+    return summary(outcomes(probs, labels, log_probs), class_bins(probs, labels, bins))
+
+
+def summary(found: Outcomes, table: ClassBins) -> dict[str, Any]:
+    """The metrics of outcomes, and of the bins of every class's probability.
+
+    Returns:
+        accuracy; macro_f1; nll (nats, may be inf); brier, and its parts brier_reliability, brier_resolution,
+        brier_uncertainty and brier_within_bin; ece, adaptive_ece (equal mass), classwise_ece and mce; aurc and e_aurc of
+        the top-1 probability, coverage (list of 20) and accuracy_at_coverage (the same); confidence (its mean);
+        per_class_accuracy (list of C, None for a class without images); and what the calibration figures depend on:
+        n images, bins, classes (the size of the label space).
+    """
+    bins = table.count.shape[1]
+    top = TopBins.of(found, bins)
+    score = found.brier.mean().item()
+    parts = {f"brier_{name}": value for name, value in table.decomposition(score).items()}
     return {
-        "accuracy": accuracy(probs, labels),
-        "nll": nll(probs, labels, log_probs),
-        "brier": brier(probs, labels),
-        "ece": ece(probs, labels, bins),
-        "adaptive_ece": adaptive_ece(probs, labels, bins),
-        "aurc": aurc(top, predicted(probs) == labels),
-        "confidence": top.mean().item(),
-        "per_class_accuracy": per_class_accuracy(probs, labels),
-        "n": len(labels),
+        "accuracy": found.correct.double().mean().item(),
+        "macro_f1": f1_of(found),
+        "nll": found.nll.mean().item(),
+        "brier": score,
+        **parts,
+        "ece": top.ece,
+        "adaptive_ece": equal_mass_ece(found, bins),
+        "classwise_ece": table.ece,
+        "mce": top.mce,
+        "aurc": aurc(found.confidence, found.correct),
+        "e_aurc": e_aurc(found.confidence, found.correct),
+        "coverage": list(COVERAGES),
+        "accuracy_at_coverage": accuracy_at(found.confidence, found.correct),
+        "confidence": found.confidence.mean().item(),
+        "per_class_accuracy": recalls(found),
+        "n": len(found),
         "bins": bins,
-        "classes": probs.shape[1],
+        "classes": found.classes,
     }

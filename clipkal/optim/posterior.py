@@ -37,3 +37,10 @@ class Posterior(ABC):
     def joint_over_images(self) -> bool:
         """Whether one draw is one function, by which all images are seen; else images are drawn independently."""
         return True
+
+    def likelihood_weight(self) -> float | None:
+        """The weight of one image's likelihood in `logit_covariance`: 1, or 1/T for a posterior at temperature T.
+
+        None where there is no covariance, or it is 0.
+        """
+        return None if type(self).logit_covariance is Posterior.logit_covariance else 1.0

@@ -15,18 +15,24 @@ from clipkal.tracking.writing import valid
 
 
 def table(evaluation: Evaluation, probabilities: bool = True) -> pa.Table:
-    """The predictions of every set and predictive.
+    """The predictions of every set and predictive, one row an image.
 
-    Columns: set, role, id, label, predictive, predicted, confidence, probs, entropy, aleatoric, epistemic. `label` and
-    `predicted` count among all classes (of a transfer set: its own); `probs` is a float32 list over the set's label
-    space (`label_space` in results.json), left out with probabilities=False: 1000 classes take 4 kB an image and
-    predictive.
+    Columns:
+        set, role, id, label, predictive, predicted, confidence. `label` and `predicted` count among all classes (of a
+            transfer set: its own).
+        probs: float32 list over the set's label space (`label_space` in results.json), left out with
+            probabilities=False: 1000 classes take 4 kB an image and predictive.
+        entropy, aleatoric, epistemic: the total uncertainty of the label and its two parts, in nats.
+        novelty: how unlike the shots the image is, 0…1; null where the predictive knows nothing of that.
+        energy, nearest_shot, mahalanobis, relative_mahalanobis: scores of the image, higher = less like the shots, the
+            same for every predictive; null where a set lacks them.
     """
-    return pa.concat_tables(
+    parts = [
         rows(name, one, predictive, probabilities)
         for name, one in evaluation.sets.items()
         for predictive in one.predictions
-    )
+    ]
+    return pa.concat_tables(parts, promote_options="default")
 
 
 def rows(name: str, one: SetEvaluation, predictive: str, probabilities: bool = True) -> pa.Table:
@@ -43,6 +49,8 @@ def rows(name: str, one: SetEvaluation, predictive: str, probabilities: bool = T
     }
     columns |= {"probs": _numbers(found.probs.float())} if probabilities else {}
     columns |= {part: _numbers(getattr(found, part)) for part in ("entropy", "aleatoric", "epistemic")}
+    columns["novelty"] = pa.nulls(n, pa.float64()) if found.novelty is None else _numbers(found.novelty)
+    columns |= {score: _numbers(values) for score, values in one.image_scores.items()}
     return pa.table(columns)
 
 

@@ -143,17 +143,19 @@ class Recorder:
         return summary["val_nll"]
 
     def _wants_figure(self) -> bool:
-        """A single run shows its own reliability diagram; those of a multirun's jobs are drawn by clipkal-report."""
+        """A single run shows its own figures; those of a multirun's jobs are drawn by clipkal-report."""
         if self.cfg.figures != "auto":
             return self.cfg.figures
         return not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
 
     def _draw(self, evaluation: Evaluation) -> None:
-        """The reliability figure. A view of results.json, whose failure must not keep the run from finishing."""
+        """The run's figures. Views of its results, whose failure must not keep the run from finishing."""
         try:
-            from clipkal.report.reliability import reliability_figure
+            from clipkal.recording.run_figures import run_figures
 
-            self.mirror.image(self.directory.save_figure("reliability", reliability_figure(evaluation)))
+            for name, draw in run_figures().items():
+                if (figure := draw(evaluation)) is not None:
+                    self.mirror.image(self.directory.save_figure(name, figure))
         except ClipkalError:  # a full disk
             raise
         except Exception as error:  # a broken installation of matplotlib, a matplotlibrc that it refuses, …

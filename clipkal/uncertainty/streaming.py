@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from clipkal.uncertainty.chunk import Chunk, View
+from clipkal.uncertainty.chunk import Chunk, Need, View
 from clipkal.uncertainty.prediction import Prediction
 from clipkal.uncertainty.predictive import Accumulator, Predictive
 from clipkal.uncertainty.reader import Reader
@@ -21,18 +22,34 @@ class Images:
     views: Sequence[View]
 
 
+class Watcher(Protocol):
+    """Sees what the reader knows of every image, as it is streamed."""
+
+    needs: tuple[Need, ...]
+
+    def see(self, name: str, rows: slice, chunk: Chunk) -> None:
+        """Takes some images of the set `name`; each comes once."""
+        ...
+
+
 def predict(
-    reader: Reader, predictives: Mapping[str, Predictive], sets: Mapping[str, Images]
+    reader: Reader,
+    predictives: Mapping[str, Predictive],
+    sets: Mapping[str, Images],
+    watcher: Watcher | None = None,
 ) -> dict[str, dict[View, Prediction]]:
     """Every view of every set; raises as the reader and the predictives do.
 
-    Draws are as many for all predictives as the one asks for that asks for most.
+    Draws are as many for all predictives as the one asks for that asks for most. A watcher sees every chunk, too.
     """
     streams = {name: _Stream(images, predictives) for name, images in sets.items()}
     for name, stream in streams.items():
         needs = {need for one in stream.predictives.values() for need in one.needs}
+        needs |= set(() if watcher is None else watcher.needs)
         for rows, chunk in reader.chunks(stream.images.inputs, stream.images.count, needs, name):
             stream.add(rows, chunk)
+            if watcher is not None:
+                watcher.see(name, rows, chunk)
     sampled = {name: one for name, one in streams.items() if one.samples}
     if sampled:
         inputs = {name: (one.images.inputs, one.images.count) for name, one in sampled.items()}

@@ -8,7 +8,19 @@ from hypothesis import strategies as st
 
 from clipkal.metrics import aurc, auroc, classification_metrics, fpr95, reliability
 
-SUMMARY = ("accuracy", "nll", "brier", "ece", "adaptive_ece", "aurc", "confidence")
+SHARES = (
+    "accuracy",
+    "macro_f1",
+    "ece",
+    "adaptive_ece",
+    "classwise_ece",
+    "mce",
+    "aurc",
+    "e_aurc",
+    "confidence",
+)
+PARTS = ("brier_reliability", "brier_resolution", "brier_uncertainty", "brier_within_bin")
+SUMMARY = (*SHARES, "nll", "brier", *PARTS)
 
 
 @st.composite
@@ -27,10 +39,14 @@ def sets(draw) -> tuple[torch.Tensor, torch.Tensor]:
 def test_bounds(pair, bins) -> None:
     probs, labels = pair
     result = classification_metrics(probs, labels, bins)
-    for name in ("accuracy", "ece", "adaptive_ece", "aurc", "confidence"):
+    for name in SHARES:
         assert 0 <= result[name] <= 1 + 1e-12, name
     assert 0 <= result["brier"] <= 2 + 1e-12
     assert 0 <= result["nll"] <= math.inf
+    assert result["mce"] >= result["ece"] - 1e-12 and result["e_aurc"] <= result["aurc"]
+    reliability_, resolution, uncertainty, within = (result[name] for name in PARTS)
+    assert min(reliability_, resolution, uncertainty) >= 0 and resolution <= uncertainty + 1e-9
+    assert math.isclose(reliability_ - resolution + uncertainty + within, result["brier"], abs_tol=1e-9)
     assert sum(b.n for b in reliability(probs, labels, bins)) == len(labels)
     # one bin is the coarsest view: splitting can only add to |accuracy − confidence|
     assert result["ece"] >= abs(result["accuracy"] - result["confidence"]) - 1e-12

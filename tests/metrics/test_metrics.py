@@ -9,11 +9,13 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from clipkal.metrics import (
     accuracy,
+    accuracy_at,
     adaptive_ece,
     aurc,
     auroc,
     brier,
     classification_metrics,
+    e_aurc,
     ece,
     fpr95,
     msp,
@@ -252,3 +254,26 @@ def test_ece_is_torchmetrics_binary_calibration_error_to_the_last_digit() -> Non
         right = (probs.argmax(1) == labels).long()
         expected = binary_calibration_error(probs.amax(1), right, n_bins=bins, norm="l1").item()
         assert ece(probs, labels, bins) == expected
+
+
+def test_e_aurc_is_what_the_order_costs() -> None:
+    rng = np.random.default_rng(7)
+    right = rng.uniform(size=3000) < 0.8
+    best = right + 0.5 * rng.uniform(size=3000)  # every right answer above every error
+    assert e_aurc(best, right) == pytest.approx(0, abs=1e-12)
+    noise = rng.uniform(size=3000)
+    assert e_aurc(noise, right) == pytest.approx(aurc(noise, right) - aurc(best, right), abs=1e-12)
+    rate = 1 - right.mean()
+    geifman = aurc(noise, right) - (rate + (1 - rate) * math.log(1 - rate))
+    assert e_aurc(noise, right) == pytest.approx(geifman, abs=1e-3)
+
+
+def test_accuracy_at_coverages() -> None:
+    rng = np.random.default_rng(8)
+    confidence, right = rng.permutation(200) / 200, rng.uniform(size=200) < 0.7
+    ordered = right[np.argsort(-confidence)]
+    expected = [ordered[: round(200 * share)].mean() for share in (0.07, 0.5, 1)]
+    assert accuracy_at(confidence, right, (0.07, 0.5, 1)) == pytest.approx(expected)
+    stored = classification_metrics([[0.9, 0.1], [0.8, 0.2]], [0, 1])
+    assert stored["coverage"][0] == 0.05 and stored["coverage"][-1] == 1 and len(stored["coverage"]) == 20
+    assert stored["accuracy_at_coverage"] == pytest.approx([1] * 10 + [0.5] * 10)

@@ -57,17 +57,31 @@ def test_one_run_without_ood_and_an_infinite_nll_still_draw(tmp_path: Path) -> N
         assert all(pixels(figure).std() > 2 for figure in captions.values())
 
 
-@pytest.mark.parametrize("sets", [("test",), ("test", "sketch"), ("test", *"abcdef")])
-def test_reliability_figure_has_a_panel_per_set_and_predictive(sets: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("sets", "panels"),
+    [(("test",), 1), (("test", "sketch"), 2), (("test", "sketch", "photo"), 4), (("test", *"abcdefgh"), 8)],
+)
+def test_reliability_figure_has_few_panels_with_counts_below(sets: tuple[str, ...], panels: int) -> None:
+    """The ID set, several OOD sets together, and single ones: of nine sets the two best calibrated are left out."""
     result = evaluation("kalman", n=40, sets=sets)
     figure = reliability_figure(result)
-    assert len(figure.axes) == 2 * len(sets)
-    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    diagrams, counts = figure.axes[::2], figure.axes[1::2]
+    assert len(diagrams) == len(counts) == panels
+    bins = result.sets["test"].metrics["sampled"]["reliability"]
+    dots = diagrams[0].collections[-1].get_offsets()
+    assert len(dots) == sum(b["n"] > 0 for b in bins)
+    heights = [bar.get_height() for bar in counts[0].patches]
+    assert heights == pytest.approx([b["n"] / 40 for b in bins])
     ece = result.sets["test"].metrics["sampled"]["ece"]
-    assert any(text.startswith(f"ECE {100 * ece:.1f} %") for text in texts)
+    assert diagrams[0].texts[0].get_text().startswith(f"ECE {100 * ece:.1f} %")
+    titles = [axes.get_title("left") for axes in diagrams]
+    if len(sets) > 2:
+        assert titles[1] == f"{len(sets) - 1} OOD sets together"
+    if panels == 8:
+        eces = {name: result.sets[name].metrics["sampled"]["ece"] for name in sets[1:]}
+        assert set(titles[2:]) == set(sorted(eces, key=eces.get)[2:])
+        assert "2 sets with a lower ECE are left out" in figure.get_suptitle()
     assert len(reliability_figure(result.to_dict()).axes) == len(figure.axes)
-    dots = next(axes for axes in figure.axes if axes.collections).collections[-1].get_offsets()
-    assert len(dots) == sum(b["n"] > 0 for b in result.sets["test"].metrics["plugin"]["reliability"])
 
 
 def test_styles_are_stable_and_distinct() -> None:

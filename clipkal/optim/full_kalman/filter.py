@@ -247,6 +247,10 @@ class Kalman(Posterior, BatchOptimizer):
         posterior, _, right = self._read(inputs)
         return posterior.logit_covariance(right)
 
+    def likelihood_weight(self) -> float | None:
+        temperature = self._require().temperature
+        return 1 / temperature if temperature > 0 else None
+
     def _read(self, inputs: Tensor) -> tuple[LaplacePosterior | OtherClasses, Tensor, Tensor]:
         """The posterior over the model's present classes, zero-weight logits [B, C] and features [B, q]."""
         learnt = self._require()

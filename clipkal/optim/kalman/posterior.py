@@ -69,6 +69,9 @@ class LinearisedPosterior(Posterior):
                 parts.append(self.covariance.logit_covariance(jacobian))
         return torch.cat(parts).mul_(self.temperature)
 
+    def likelihood_weight(self) -> float | None:
+        return 1 / self.temperature if self.temperature > 0 else None
+
     def joint_over_images(self) -> bool:
         """No: every image is drawn from the Gaussian of its own logits."""
         return False
