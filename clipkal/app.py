@@ -45,7 +45,7 @@ def run(cfg: DictConfig) -> float | None:
         with WandbMirror(cfg.tracking, identity, directory.path, **about) as mirror:
             recorder = Recorder(cfg, directory, mirror, identity)
             task, backbone, skipped = few_shot_task(cfg)
-            recorder.begin(task, skipped)
+            recorder.begin(task, skipped, backbone)
             adapter = make_adapter(cfg, task, backbone)
             predictive = make_predictive(cfg)
             training = learn(cfg, adapter, task, recorder)

@@ -32,6 +32,7 @@ FILES = {
     "results.json",
     "shots.json",
     "predictions.parquet",
+    "classes.safetensors",
     "adapter.safetensors",
     "finished.json",
     "figures/reliability.png",

@@ -18,6 +18,7 @@ LAYERS = (
     {"tracking", "uncertainty"},
     {"evaluation", "scoring", "training"},
     {"inventory", "methods", "pretraining", "recording", "report"},
+    {"inference"},
     {"__main__", "app", "cli", "pretrain"},
 )
 """Folders and modules of clipkal from the lowest up; each may import those below, and those of its own layer."""

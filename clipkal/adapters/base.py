@@ -64,6 +64,14 @@ class Adapter(nn.Module):
         finally:
             self.text = own
 
+    def head(self) -> Tensor | None:
+        """H [C, d] with logits = scale · norm(image feature) · Hᵀ at the weights of `merge`; None where it is no such map."""
+        return None
+
+    def merge(self) -> dict[str, Tensor]:
+        """The weights of the backbone that it changes, with the change added; none where it changes none."""
+        return {}
+
     def prior_variances(self) -> dict[str, float]:
         """Prior variances of single parameters by name, where a Kalman filter's common one does not suit them."""
         return {}

@@ -76,6 +76,15 @@ class LinearAdapter(Adapter):
             self._turned = self.text, self.text @ self.metric
         return self._turned[1]
 
+    @torch.no_grad()
+    def head(self) -> Tensor:
+        """T (I + R W), whose rows are not of unit norm.
+
+        The map cannot go into CLIP's image projection, after which CLIP normalises: the logits of an image would be
+        divided by the norm of (I + R W) f.
+        """
+        return self.text + self._left() @ self.weight
+
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "coordinates": self.coordinates}
 

@@ -26,3 +26,6 @@ class ZeroShotAdapter(Adapter):
 
     def zeroshot_logits(self, features: Tensor) -> Tensor:
         return self.scale * (features @ self.text.T)
+
+    def head(self) -> Tensor:
+        return self.text

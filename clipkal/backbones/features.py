@@ -2,11 +2,12 @@
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -131,7 +132,7 @@ def readable_images(
     none can.
     """
     with progress_bar(f"{what} of {image_set.name}", len(image_set), progress) as advance:
-        for images, problems in _batches(backbone, image_set, workers):
+        for images, problems in batches(backbone, image_set, workers):
             if problems and strict:
                 raise DataError(problems[0][1])
             skipped += problems
@@ -168,7 +169,18 @@ def reduced_precision(model: nn.Module, precision: str) -> nn.Module:
     return clone
 
 
-def _batches(backbone: Backbone, image_set: ImageSet, workers: int) -> Iterator[Batch]:
+class Decodable(Protocol):
+    """N images: an `ImageSet`, or the same without labels."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def decode(self) -> Callable[[int], Image.Image]:
+        """Place -> RGB image; DataError where it cannot be had."""
+        ...
+
+
+def batches(backbone: Backbone, image_set: Decodable, workers: int) -> Iterator[Batch]:
     """Preprocessed images [B, 3, H, W], decoded by threads up to two batches ahead of the model, however large the set."""
     size, threads = backbone.batch_size, workers or torch.get_num_threads()
     decoded = _Decoded(image_set, backbone.preprocess)
@@ -184,7 +196,7 @@ def _batches(backbone: Backbone, image_set: ImageSet, workers: int) -> Iterator[
 class _Decoded:
     """Place -> (place, image or None, what is wrong): a bad image is a value, so that others go on."""
 
-    def __init__(self, image_set: ImageSet, preprocess: Any):
+    def __init__(self, image_set: Decodable, preprocess: Any):
         self.image_set, self.preprocess = image_set, in_place(preprocess)
 
     def __len__(self) -> int:

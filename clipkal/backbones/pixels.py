@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from clipkal.backbones.cache import CacheDir
-from clipkal.backbones.features import Problem, _batches, readable_images
+from clipkal.backbones.features import Problem, batches, readable_images
 from clipkal.backbones.openclip import PRECOMPUTED, Backbone
 from clipkal.backbones.prompts import text_features
 from clipkal.backbones.task import Skipped, check_transfer, seen_through
@@ -33,7 +33,7 @@ class Pixels:
     def __getitem__(self, rows: slice | Tensor) -> Tensor:
         chosen = range(len(self))[rows] if isinstance(rows, slice) else rows
         parts = []
-        for images, problems in _batches(self.backbone, self.image_set.subset(chosen), self.workers):
+        for images, problems in batches(self.backbone, self.image_set.subset(chosen), self.workers):
             if problems:
                 raise DataError(problems[0][1])
             assert images is not None
@@ -85,7 +85,7 @@ def _pixels(
     backbone: Backbone, image_set: ImageSet, workers: int, progress: bool, on_bad: str
 ) -> tuple[PixelSet, list[str]]:
     """The set as pixels, in memory where they fit, and the ids of the images left out."""
-    first = next(iter(_batches(backbone, image_set.subset([0]), 0)))[0]
+    first = next(iter(batches(backbone, image_set.subset([0]), 0)))[0]
     small = first is not None and len(image_set) * first.nbytes <= KEEP
     if not small and on_bad != "skip":
         return _set(backbone, image_set, Pixels(backbone, image_set, workers)), []

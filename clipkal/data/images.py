@@ -27,7 +27,7 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
     | ({".avif"} if find_spec("PIL._avif") else set())  # Pillow reads it from 11.3 on, where it is built so
 )
-_WAY_OUT = "replace the file, or set data.on_bad_image=skip to leave such images out"
+WAY_OUT = "replace the file, or set data.on_bad_image=skip to leave such images out"
 
 
 def open_image(source: Path | bytes, name: str) -> Image.Image:
@@ -49,7 +49,7 @@ def open_image(source: Path | bytes, name: str) -> Image.Image:
     except Exception as error:
         # On bad bytes Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, …
         reason = _reason(source, error)
-        raise DataError(f"{name}: cannot be read as an image ({reason}); {_WAY_OUT}") from error
+        raise DataError(f"{name}: cannot be read as an image ({reason}); {WAY_OUT}") from error
 
 
 def _refuse_bombs(image: Image.Image) -> None:

@@ -94,20 +94,20 @@ def _draw(task: FewShotTask, labels: list[int], groups: Sequence[Group]) -> tupl
     sheet = Image.new("RGB", (width, HEAD + len(labels) * (SIDE + GAP) + MARGIN + 20), PAPER)
     pen = ImageDraw.Draw(sheet)
     title = spoken(task.name)
-    pen.text((MARGIN, MARGIN), title, INK, _font(17, bold=True))
-    after = MARGIN + max(LABEL, int(_font(17, bold=True).getlength(title)) + GROUP_GAP)
-    pen.text((after, MARGIN + 3), _subtitle(task), MUTED, _font(13))
+    pen.text((MARGIN, MARGIN), title, INK, font(17, bold=True))
+    after = MARGIN + max(LABEL, int(font(17, bold=True).getlength(title)) + GROUP_GAP)
+    pen.text((after, MARGIN + 3), _subtitle(task), MUTED, font(13))
     for row, label in enumerate(labels):
         y = HEAD + row * (SIDE + GAP)
-        lines = wrapped(spoken(task.class_names[label]), LABEL - 12, _font(13), 4)
-        _text(pen, MARGIN, y + (SIDE - 16 * len(lines)) // 2, lines, INK, _font(13))
+        lines = wrapped(spoken(task.class_names[label]), LABEL - 12, font(13), 4)
+        _text(pen, MARGIN, y + (SIDE - 16 * len(lines)) // 2, lines, INK, font(13))
     broken: list[str] = []
     x = MARGIN + LABEL
     _spans(pen, x, groups, widths)
     for group, group_width in zip(groups, widths, strict=True):
-        lines = wrapped(spoken(group.title), group_width, _font(12, bold=True), 2)
-        _text(pen, x, HEAD - 22 - 16 * len(lines), lines, INK, _font(12, bold=True))
-        pen.text((x, HEAD - 21), f"{len(group.images):,}", MUTED, _font(11))
+        lines = wrapped(spoken(group.title), group_width, font(12, bold=True), 2)
+        _text(pen, x, HEAD - 22 - 16 * len(lines), lines, INK, font(12, bold=True))
+        pen.text((x, HEAD - 21), f"{len(group.images):,}", MUTED, font(11))
         for row, label in enumerate(labels):
             y = HEAD + row * (SIDE + GAP)
             for column in range(group.columns):
@@ -118,7 +118,7 @@ def _draw(task: FewShotTask, labels: list[int], groups: Sequence[Group]) -> tupl
                     _nothing(pen, corner)
         x += group_width + GROUP_GAP
     shown = f"{len(labels)} of {len(task.class_names)} classes; under each set the number of its images"
-    pen.text((MARGIN, sheet.height - MARGIN - 12), shown, MUTED, _font(11))
+    pen.text((MARGIN, sheet.height - MARGIN - 12), shown, MUTED, font(11))
     return sheet, broken
 
 
@@ -128,7 +128,7 @@ def _spans(pen: ImageDraw.ImageDraw, x: int, groups: Sequence[Group], widths: Se
         mine = [w for group, w in zip(groups, widths, strict=True) if group.ood == ood]
         if mine:
             width = sum(mine) + GROUP_GAP * (len(mine) - 1)
-            pen.text((x, MARGIN + 36), _cut(words, width, _font(12)), MUTED, _font(12))
+            pen.text((x, MARGIN + 36), _cut(words, width, font(12)), MUTED, font(12))
             pen.line((x, MARGIN + 54, x + width - 1, MARGIN + 54), RULE, 2)
             x += width + GROUP_GAP
 
@@ -147,7 +147,7 @@ def _cell(sheet: Image.Image, corner: tuple[int, int], images: ImageSet, positio
         image = images.decode(position)
     except DataError as error:
         pen.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), fill=BROKEN)
-        _text(pen, x + 8, y + SIDE // 2 - 16, ["cannot", "be read"], INK, _font(12))
+        _text(pen, x + 8, y + SIDE // 2 - 16, ["cannot", "be read"], INK, font(12))
         return [str(error)]
     pen.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), fill=CELL)
     scale = SIDE / max(image.size)
@@ -160,7 +160,7 @@ def _cell(sheet: Image.Image, corner: tuple[int, int], images: ImageSet, positio
 def _nothing(pen: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
     x, y = corner
     pen.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline=RULE)
-    pen.text((x + SIDE // 2, y + SIDE // 2), "–", RULE, _font(13), anchor="mm")
+    pen.text((x + SIDE // 2, y + SIDE // 2), "–", RULE, font(13), anchor="mm")
 
 
 def _text(
@@ -198,7 +198,7 @@ def _cut(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
 
 
 @cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib and knows most alphabets."""
     import matplotlib
 

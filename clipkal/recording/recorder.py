@@ -8,9 +8,9 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from torch import Tensor
 
 from clipkal.adapters import Adapter
+from clipkal.backbones import Backbone
 from clipkal.data import FeatureSet, FewShotTask
 from clipkal.errors import ClipkalError
 from clipkal.evaluation import Evaluation
@@ -21,6 +21,7 @@ from clipkal.recording.interrupt import Interrupt
 from clipkal.recording.places import places
 from clipkal.tracking import RunDirectory, WandbMirror, environment, other_choices
 from clipkal.tracking.inputs import Record, inputs_of
+from clipkal.tracking.tensors import packed
 from clipkal.training import State, Training
 from clipkal.uncertainty import Predictive
 
@@ -28,6 +29,11 @@ log = logging.getLogger("clipkal")
 
 MOST_CLASSES = 200
 """With more classes than this, predictions.parquet leaves the probabilities out (1000 are 4 kB an image)."""
+ARTIFACT = (
+    "config.yaml", "results.json", "shots.json", "classes.safetensors", "adapter.safetensors", "posterior.safetensors",
+    "predictive.safetensors", "predictions.parquet", "finished.json",
+)  # fmt: skip
+"""What W&B keeps as the run's artifact: all that `clipkal.load_run` reads."""
 FINAL = ("accuracy", "nll", "brier", "ece")
 """The metrics that go to metrics.csv and W&B's summary; results.json has all."""
 
@@ -50,9 +56,13 @@ class Recorder:
         self.fingerprint: dict[str, Any] = {}
         self.inputs: Record = {}
 
-    def begin(self, task: FewShotTask, skipped: dict[str, list[str]]) -> None:
-        """Records which images were drawn, which could not be read, and what files all that came from."""
+    def begin(self, task: FewShotTask, skipped: dict[str, list[str]], backbone: Backbone | None) -> None:
+        """Records which images were drawn, which could not be read, and what files, classes and weights all that came from."""
         self.skipped = skipped
+        assert task.text_features is not None  # it has been through the backbone, or came with features
+        self.directory.save_tensors(
+            "classes", {"text_features": task.text_features}, classes_record(task, backbone)
+        )
         self.inputs = inputs_of(self.cfg).record(places(self.cfg, task))
         self.directory.write_shots(task.record)
         self.run = describe(self.cfg) | {
@@ -117,17 +127,17 @@ class Recorder:
         self.directory.write_results(results)
         widest = max(len(one.classes) for one in evaluation.sets.values())
         self.directory.write_predictions(predictions.table(evaluation, widest <= MOST_CLASSES))
-        saved = save_adapter(self.directory.path / "adapter.safetensors", adapter.state_dict(), about)
+        save_adapter(self.directory.path / "adapter.safetensors", adapter.state_dict(), about)
         if training and training.posterior is not None:
-            state = training.optimizer.state_dict()["extra"]
-            self.directory.save_tensors("posterior", _tensors(state), {**about, **_scalars(state)})
+            tensors, structure = packed(training.optimizer.extra_state())
+            self.directory.save_tensors("posterior", tensors, {**about, "state": structure})
         save_predictive(self.directory.path / "predictive.safetensors", predictive, about)
         if self._wants_figure():
             self._draw(evaluation)
         summary = _summary(evaluation, training)
         self.mirror.summary(summary)
-        self.mirror.artifact([self.directory.results_path, self.directory.path / "shots.json", saved])
         self.directory.finish(summary, self.inputs)
+        self.mirror.artifact(path for name in ARTIFACT if (path := self.directory.path / name).exists())
         Checkpoint.delete(self.path)
         log.info("%s  %s", self.directory.path, _headline(summary, evaluation.reported))
         return summary["val_nll"]
@@ -183,6 +193,16 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
     }
 
 
+def classes_record(task: FewShotTask, backbone: Backbone | None) -> dict[str, Any]:
+    """What classes.safetensors says beside the text features: how the classes were put into words, and for which weights."""
+    return {
+        "class_names": task.class_names,
+        "prompts": task.prompts,
+        "logit_scale": task.logit_scale,
+        "backbone": backbone and {**backbone.identity, "transform": backbone.transform},
+    }
+
+
 def _step(trial: int, epoch: int) -> int:
     """One growing step number over all trials: trials have fewer than 100,000 epochs."""
     return trial * 100_000 + epoch
@@ -224,20 +244,3 @@ def _summary(evaluation: Evaluation, training: Training | None) -> dict[str, Any
 def _headline(summary: dict[str, Any], reported: str) -> str:
     accuracy, nll, ece = (summary[f"test/{reported}/{metric}"] for metric in ("accuracy", "nll", "ece"))
     return f"ID accuracy {accuracy:.1%}  NLL {nll:.3f}  ECE {ece:.1%}"
-
-
-def _tensors(state: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a nested state, by dotted name."""
-    if isinstance(state, list | tuple):
-        state = dict(enumerate(state))
-    if not isinstance(state, dict):
-        return {prefix: state} if isinstance(state, Tensor) else {}
-    found: dict[str, Tensor] = {}
-    for key, value in state.items():
-        found |= _tensors(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
-
-
-def _scalars(state: dict[str, Any]) -> dict[str, Any]:
-    """The plain values at the top of a state."""
-    return {key: value for key, value in state.items() if isinstance(value, bool | int | float | str)}

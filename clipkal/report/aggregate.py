@@ -128,7 +128,9 @@ def aggregate(runs: Iterable[Run]) -> list[Row]:
 
 
 def _family_rows(family: list[Run]) -> Iterable[Row]:
-    roles = {name: str(one["role"]) for run in family for name, one in run.sets.items()}
+    roles = {  # sets that were evaluated later do not count in the means, which other runs could not have
+        name: str(one["role"]) for run in family for name, one in run.sets.items() if not one.get("later")
+    }
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run, label in zip(family, labels_of(family), strict=True):
         groups[label, str(run.run["shots"])].append(run)

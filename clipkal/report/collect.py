@@ -2,12 +2,12 @@
 
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from clipkal.errors import DataError
-from clipkal.report.results import RESULTS, read_results
+from clipkal.report.results import RESULTS, read_evaluations, read_results
 from clipkal.tracking.directory import ID_COMMENT
 from clipkal.tracking.marker import MARKER
 
@@ -67,7 +67,7 @@ def collect(roots: Iterable[str | Path]) -> Collection:
             found.duplicates.append(path)
         else:
             seen[run.run_id] = path
-            found.runs.append(run)
+            found.runs.append(_with_later_sets(run, found.damaged))
     if not found.runs:
         where = ", ".join(map(str, folders))
         left = [f"{len(found.unfinished)} unfinished"] * bool(found.unfinished) + found.damaged[:3]
@@ -102,3 +102,12 @@ def _read(path: Path) -> Run:
     content = read_results(path)
     parts = (content.get(key) or {} for key in ("detection", "training", "environment"))
     return Run(path, content["run_id"], content["run"], content["sets"], *parts)
+
+
+def _with_later_sets(run: Run, damaged: list[str]) -> Run:
+    """The run with what clipkal-evaluate found later; its own sets are the run's."""
+    sets, detection, lines = read_evaluations(run.path, run.run_id)
+    damaged += lines
+    more = {name: one for name, one in sets.items() if name not in run.sets}
+    told = {name: scores for name, scores in detection.items() if name in more}
+    return replace(run, sets=run.sets | more, detection=run.detection | told)

@@ -11,6 +11,7 @@ from clipkal.tracking.marker import MARKER
 from clipkal.tracking.writing import plain, printable
 
 RESULTS = "results.json"
+EVALUATIONS = "evaluations"  # what clipkal-evaluate adds to a run directory
 AGAIN = "run clipkal with its settings again, which moves it aside"
 RUN_KEYS = (
     "dataset",
@@ -50,6 +51,34 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise DataError(f"{file}: {problem}; {AGAIN}")
     found: dict[str, Any] = plain(content, printable)
     return found
+
+
+def read_evaluations(folder: Path, run_id: str) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Sets and detection that `clipkal-evaluate` added to a run, each set marked as `later`, and a line for each damaged file.
+
+    Of a set that several files hold, the first by name counts.
+    """
+    sets: dict[str, Any] = {}
+    detection: dict[str, Any] = {}
+    damaged = []
+    for file in sorted((folder / EVALUATIONS).glob("*.json"), reverse=True):
+        try:
+            content = _json(file)
+            if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+                raise DataError(
+                    f"{file} is no evaluation of this version of clipkal; type clipkal-evaluate again"
+                )
+            if content.get("run_id") != run_id:
+                raise DataError(f"{file} is of another run; delete it, or type clipkal-evaluate again")
+            if problem := _problem({**content, "run": dict.fromkeys(RUN_KEYS, "")}):
+                raise DataError(f"{file}: {problem}; type clipkal-evaluate again")
+        except DataError as error:
+            damaged.append(str(error))
+            continue
+        told = plain(content, printable)
+        sets |= {name: {**one, "later": True} for name, one in told["sets"].items()}
+        detection |= told.get("detection") or {}
+    return sets, detection, damaged
 
 
 def _json(file: Path) -> Any:

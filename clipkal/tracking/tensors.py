@@ -48,6 +48,31 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
+def packed(state: Any, name: str = "") -> tuple[dict[str, Tensor], Any]:
+    """The tensors of a nested state by dotted name, and its structure as JSON, where they are `{"tensor": name}`.
+
+    state: dicts with string keys, lists, plain values and tensors, such as an optimiser's `extra_state`.
+    """
+    if isinstance(state, Tensor):
+        return {name: state}, {"tensor": name}
+    if not isinstance(state, dict | list | tuple):
+        return {}, state
+    items = state.items() if isinstance(state, dict) else enumerate(state)
+    parts = {key: packed(value, f"{name}.{key}" if name else str(key)) for key, value in items}
+    tensors = {one: tensor for found, _ in parts.values() for one, tensor in found.items()}
+    structure = {key: inner for key, (_, inner) in parts.items()}
+    return tensors, structure if isinstance(state, dict) else list(structure.values())
+
+
+def unpacked(tensors: Mapping[str, Tensor], structure: Any) -> Any:
+    """The state that `packed` took apart."""
+    if isinstance(structure, dict):
+        if structure.keys() == {"tensor"} and isinstance(structure["tensor"], str):
+            return tensors[structure["tensor"]]
+        return {key: unpacked(tensors, inner) for key, inner in structure.items()}
+    return [unpacked(tensors, inner) for inner in structure] if isinstance(structure, list) else structure
+
+
 def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Clones views and tensors that share memory with an earlier one; safetensors refuses them."""
     seen: set[int] = set()

@@ -297,7 +297,14 @@ def test_its_novelty_goes_into_the_evaluation_and_its_temperature_is_fitted(lear
     sets = {"test": ("id", shots), "far": ("ood", Features.drawn(N, 8))}
     result = evaluate(reader, sets, predictives)
     assert result.reported == "mine"
-    assert set(result.detection["far"]) == {"msp", "entropy", "novelty", "energy", "plugin_msp", "plugin_entropy"}
+    assert set(result.detection["far"]) == {
+        "msp",
+        "entropy",
+        "novelty",
+        "energy",
+        "plugin_msp",
+        "plugin_entropy",
+    }
     assert result.detection["far"]["novelty"]["auroc"] == 1
     assert result.sets["far"].predictions["mine"].novelty.shape == (N,)
     assert (

@@ -139,6 +139,10 @@ class LoRAAdapter(Adapter):
         return F.normalize(features.to(self.dtype), dim=-1)
 
     @torch.no_grad()
+    def head(self) -> Tensor:
+        return self.class_features()
+
+    @torch.no_grad()
     def merge(self) -> dict[str, Tensor]:
         """The model's state dict with the changes added, for the plain model; other tensors are shared, not copied.
 

@@ -1,0 +1,29 @@
+"""A finished run in use: load it, predict, evaluate it on more sets, export it, and look a backbone over.
+
+record.py       what a run directory says, checked against its digests; without torch
+run.py          `load_run(path) -> Run`: backbone, adapter, posterior and predictives as the run left them
+images.py       what people give for images: paths, folders, patterns, PIL images, arrays, tensors
+results.py      `Predictions`: what a run says about images, as rows
+writers.py      rows to a terminal, CSV, JSON lines or parquet, while they come in
+sheet.py        a contact sheet of the least and the most certain images
+predict.py, evaluate.py, export.py, doctor.py
+                the commands `clipkal-predict`, `clipkal-evaluate`, `clipkal-export` and `clipkal-doctor`
+
+Names load on first use: the commands answer `--help` without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clipkal.inference.results import Predictions
+    from clipkal.inference.run import Run, load_run
+
+_HOMES = {"Predictions": "results", "Run": "run", "load_run": "run"}
+__all__ = ["Predictions", "Run", "load_run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,384 @@
+"""`load_run(path)`: backbone, adapter, posterior and predictives as the run left them."""
+
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from clipkal import files
+from clipkal.adapters import Adapter
+from clipkal.backbones.features import batches, encode, reduced_precision
+from clipkal.backbones.openclip import PRECOMPUTED, Backbone, load_backbone
+from clipkal.backbones.progress import progress_bar
+from clipkal.errors import CheckpointError, ClipkalError, ConfigError, DataError
+from clipkal.inference.images import Images, gather
+from clipkal.inference.record import (
+    ADAPTER,
+    ANEW,
+    CLASSES,
+    POSTERIOR,
+    PREDICTIONS,
+    PREDICTIVE,
+    Record,
+    read_record,
+)
+from clipkal.inference.results import Predictions, joined
+from clipkal.methods import build_adapter, build_predictive, learns_from_images, make_build
+from clipkal.optim.posterior import Posterior
+from clipkal.recording.checkpoint import load_predictive
+from clipkal.tracking.reported import SCALED
+from clipkal.tracking.tensors import read_tensors, unpacked
+from clipkal.uncertainty import Plugin, Predictive, Reader
+from clipkal.uncertainty.chunk import View
+from clipkal.uncertainty.reader import MEMORY_BUDGET
+from clipkal.uncertainty.streaming import Images as Inputs
+from clipkal.uncertainty.streaming import predict
+
+
+def load_run(
+    path: str | Path,
+    device: str | None = None,
+    weights: str | Path | None = None,
+    precision: str | None = None,
+    batch_size: int | None = None,
+) -> "Run":
+    """A finished run, to predict with.
+
+    Args:
+        path: the run directory, or the folder of its W&B artifact.
+        device: auto, cpu, cuda, …; None: the run's own.
+        weights: where the backbone's weights are now, a file or a folder, if not where the run had them.
+        precision: fp32, fp16 or bf16 in the image tower; None: the run's own.
+        batch_size: images a forward pass; None: the run's own.
+
+    Raises:
+        CheckpointError: see `read_record`.
+        BackboneError: the adapter works inside a tower whose weights are gone or are others; where it works on features
+            that is said when the first image comes.
+    """
+    record = read_record(path)
+    cfg = record.cfg.copy()
+    given = {"precision": precision, "batch_size": batch_size}
+    cfg.backbone = OmegaConf.merge(cfg.backbone, {k: v for k, v in given.items() if v is not None})
+    cfg.device = device or cfg.device
+    if weights is not None:
+        _move_weights(cfg, files.expanded(weights))
+    return Run(record, cfg)
+
+
+def _move_weights(cfg: DictConfig, place: Path) -> None:
+    if str(cfg.backbone.model).startswith("local-dir:"):
+        cfg.backbone.model = f"local-dir:{place}"
+    elif cfg.backbone.model in ("mini", PRECOMPUTED):
+        raise ConfigError(f"backbone={cfg.backbone.name} has no weights that could lie elsewhere")
+    else:
+        cfg.backbone.pretrained = str(place)
+
+
+class Run:
+    """A finished run. `load_run` makes one.
+
+    Attributes:
+        record: what its files say: `record.results` is results.json.
+        cfg: its configuration, with what `load_run` changed.
+        class_names: C names.
+        predictives: how it can read out probabilities, as in its results; `predictive` is the one it reports.
+        adapter: what was learnt, in evaluation mode.
+        posterior: how sure the optimiser is of it; None where there is none.
+        reader: of the adapter and its posterior; `readouts`: name -> how probabilities are made of what it reads.
+    """
+
+    def __init__(self, record: Record, cfg: DictConfig):
+        self.record, self.cfg = record, cfg
+        self.class_names = record.class_names
+        self.predictives, self.predictive = record.predictives, record.reported
+        state, _ = read_tensors(record.whole(ADAPTER))
+        self._classes: dict[str, Any] = {}
+        if record.has(CLASSES):
+            found, self._classes = read_tensors(record.whole(CLASSES))
+            text, scale = found["text_features"], float(self._classes["logit_scale"])
+        else:
+            text, scale = _of_an_older_run(record, state)
+        self.adapter = self._adapter(text, scale, state)
+        self.posterior = self._posterior()
+        self.reader = Reader(self.adapter, self.posterior, cfg.seed, self.adapter.batch_size)
+        self.readouts = self._readouts()
+
+    def __repr__(self) -> str:
+        run = self.record.results["run"]
+        words = ", ".join(f"{key}={run[key]}" for key in ("dataset", "backbone", "method", "shots", "seed"))
+        return f"Run({str(self.record.path)!r}: {words}, {len(self.class_names)} classes)"
+
+    # -- what the run learnt --
+
+    def _adapter(self, text: Tensor, scale: float, state: dict[str, Tensor]) -> Adapter:
+        within = self.on_images
+        backbone = self.backbone if within else None
+        try:
+            adapter = build_adapter(self.cfg, text, scale, backbone, self._classes.get("prompts"))
+            adapter.load_state_dict(state)
+        except RuntimeError as error:  # of load_state_dict
+            raise CheckpointError(
+                f"{self.record.path / ADAPTER} does not fit adapter={self.cfg.adapter.name}; {ANEW}"
+            ) from error
+        return adapter.eval()
+
+    @cached_property
+    def on_images(self) -> bool:
+        """Whether the adapter works inside the backbone's towers, so that its inputs are images and not features."""
+        return learns_from_images(self.cfg)
+
+    def _posterior(self) -> Posterior | None:
+        if not self.record.has(POSTERIOR):
+            return None
+        tensors, about = read_tensors(self.record.whole(POSTERIOR))
+        if "state" not in about:
+            return None
+        optimizer = make_build(self.cfg)(self.adapter, None)
+        optimizer.load_extra_state(unpacked(tensors, about["state"]))
+        return optimizer.posterior
+
+    def _readouts(self) -> dict[str, Predictive]:
+        chosen = build_predictive(self.cfg)
+        if self.record.has(PREDICTIVE):
+            load_predictive(self.record.whole(PREDICTIVE), chosen)
+        return {"plugin": Plugin(), self.cfg.predictive.name: chosen}
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen CLIP, built when it is first needed and compared with the one that the run learnt on.
+
+        Raises BackboneError where its weights are gone, CheckpointError where they are others.
+        """
+        backbone = load_backbone(self.cfg.backbone, self.cfg.device)
+        if backbone is None:
+            raise ConfigError(
+                f"{self.record.path} learnt from features that were computed elsewhere, so it cannot read images; "
+                "run.predict_features(rows) takes features of the same kind"
+            )
+        known = self._classes.get("backbone") or {}
+        here = {**backbone.identity, "transform": backbone.transform}
+        words = {"weights": "weights", "config": "configuration", "transform": "image transform"}
+        for key, word in words.items():
+            if key in known and known[key] != here[key]:
+                raise CheckpointError(
+                    f"{self.record.path} learnt on other {word} of backbone={self.cfg.backbone.name} than are here "
+                    f"({known[key][:60]} there, {here[key][:60]} here); put the right ones in their place, or give weights=…"
+                )
+        return backbone
+
+    @cached_property
+    def _tower(self) -> torch.nn.Module:
+        return reduced_precision(self.backbone.model, self.backbone.precision)
+
+    @property
+    def prompts(self) -> list[list[str]]:
+        """For each class the sentences of its ensemble; none for runs that did not keep them."""
+        found: list[list[str]] = self._classes.get("prompts", [])
+        return found
+
+    @property
+    def weights_digest(self) -> str | None:
+        """sha256 of the backbone's weights, where the run kept it."""
+        return (self._classes.get("backbone") or {}).get("weights")
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor on the cosine."""
+        log_scale: Any = getattr(self.adapter, "log_scale", None)
+        return float(self.adapter.scale if log_scale is None else log_scale.exp())  # type: ignore[arg-type]
+
+    @property
+    def width(self) -> int:
+        """d, of the features that it learnt from."""
+        text: Any = self.adapter.text
+        return int(text.shape[1])
+
+    # -- predicting --
+
+    def predict(
+        self,
+        images: Any,
+        predictive: str | None = None,
+        *,
+        on_bad_image: str = "error",
+        reject: float | None = None,
+        workers: int = 0,
+        progress: bool = False,
+    ) -> Predictions:
+        """What the run says about images; 8 · N · C bytes. `stream` says it in portions.
+
+        Args:
+            images: one or any number: paths, folders, patterns, PIL images, arrays, tensors (`clipkal.inference.images`).
+            predictive: one of `predictives`; None: `predictive`.
+            on_bad_image: "error", or "skip" for images that cannot be read, which are listed in `skipped`.
+            reject: the share of images like those of the test set on which to abstain; see `threshold`.
+            workers: threads that decode; 0 = as many as torch has.
+            progress: a bar on terminals for work of more than two seconds.
+
+        Raises:
+            DataError: an image cannot be read and on_bad_image is "error", or none can; or what was given is no image.
+            ConfigError: the run has no such predictive, or `reject` is no share.
+        """
+        options: dict[str, Any] = {"on_bad_image": on_bad_image, "reject": reject, "workers": workers}
+        return joined(list(self.stream(images, predictive, progress=progress, **options)))
+
+    def stream(
+        self,
+        images: Any,
+        predictive: str | None = None,
+        *,
+        on_bad_image: str = "error",
+        reject: float | None = None,
+        workers: int = 0,
+        progress: bool = False,
+    ) -> Iterator[Predictions]:
+        """`predict` in portions of some hundred images, so that memory is flat however many there are."""
+        name = self._known(predictive)
+        if on_bad_image not in ("error", "skip"):
+            raise ConfigError(f"on_bad_image={on_bad_image}: choose error or skip")
+        threshold = None if reject is None else self.threshold(reject, name)
+        found = gather(images)
+        skipped: list[tuple[str, str]] = []
+        any_read = False
+        with progress_bar("predicting", len(found), progress) as advance:
+            seen = self._seen(found, workers, on_bad_image == "error", skipped, advance)
+            for inputs, ids in _portions(seen, self._portion(name)):
+                any_read = True
+                told, skipped[:] = list(skipped), []
+                yield self._predictions(inputs, ids, name, told).rejecting(threshold)
+        if not any_read:
+            raise DataError(f"not one of the {len(found)} images can be read, the first: {skipped[0][1]}")
+        if skipped:
+            yield self._none(name, list(skipped)).rejecting(threshold)
+
+    def predict_features(self, features: Tensor, predictive: str | None = None) -> Predictions:
+        """The same for features [N, d] of the run's backbone, which are made unit rows; not for adapters inside the towers."""
+        name = self._known(predictive)
+        if self.on_images:
+            raise ConfigError(f"adapter={self.cfg.adapter.name} works inside the tower: give images")
+        rows, width = torch.as_tensor(features, dtype=torch.float32), self.width
+        if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
+            raise DataError(f"features are {list(rows.shape)}, expected [N, {width}]")
+        if not bool(rows.isfinite().all()):
+            raise DataError("features are not finite")
+        rows = torch.nn.functional.normalize(rows, dim=-1)
+        ids = [f"feature {i}" for i in range(len(rows))]
+        chunks = _portions([(rows, ids)], self._portion(name))
+        return joined([self._predictions(chunk, some, name, []) for chunk, some in chunks])
+
+    def threshold(self, reject: float, predictive: str | None = None) -> float:
+        """The entropy above which the run abstains: on the share `reject` of the images of its own test set.
+
+        Raises ConfigError where `reject` is not in [0, 1), CheckpointError where predictions.parquet is not there.
+        """
+        if not 0 <= reject < 1:
+            raise ConfigError(f"reject={reject}: give the share of images to abstain on, from 0 to below 1")
+        from pyarrow import parquet
+
+        name = self._known(predictive)
+        where = [("set", "==", "test"), ("predictive", "==", name)]
+        table = parquet.read_table(self.record.whole(PREDICTIONS), columns=["entropy"], filters=where)
+        entropies = torch.tensor(table["entropy"].to_pylist(), dtype=torch.float64).sort().values
+        return float(entropies[max(0, round((1 - reject) * len(entropies)) - 1)])
+
+    def _known(self, predictive: str | None) -> str:
+        name = predictive or self.predictive
+        if name not in self.predictives:
+            raise ConfigError(
+                f"predictive={name}: the run {self.record.path} has {', '.join(self.predictives)}"
+            )
+        needs = self.readouts[name.removesuffix(SCALED)].needs
+        if self.posterior is None and {"draws", "covariance"} & set(needs):
+            raise CheckpointError(
+                f"{self.record.path}: predictive={name} needs the posterior whole, as clipkal writes it today; {ANEW}, or "
+                "predict with predictive=plugin"
+            )
+        return name
+
+    def _portion(self, name: str) -> int:
+        """How many images are predicted at a time: as many as in the run, where draws go by the batch."""
+        most, readout = self.adapter.batch_size, self.readouts[name.removesuffix(SCALED)]
+        if "draws" not in readout.needs or self.posterior is None or self.posterior.joint_over_images():
+            return most
+        return min(most, max(1, MEMORY_BUDGET // (32 * readout.samples * len(self.class_names))))
+
+    def _seen(
+        self, images: Images, workers: int, strict: bool, skipped: list[tuple[str, str]], advance: Any
+    ) -> Iterator[tuple[Tensor, list[str]]]:
+        """Inputs of the adapter and the images' names, batch by batch; what cannot be read is added to `skipped`."""
+        start = 0
+        for pixels, problems in batches(self.backbone, images, workers):
+            if problems and strict:
+                raise DataError(
+                    f"{problems[0][1]}; mend or leave out the image, or skip those that cannot be read"
+                )
+            bad = {place for place, _ in problems}
+            count = len(problems) + (0 if pixels is None else len(pixels))
+            ids = [images.ids[i] for i in range(start, start + count) if i not in bad]
+            skipped += [(images.ids[place], reason) for place, reason in problems]
+            start += count
+            if pixels is not None:
+                yield pixels if self.on_images else self.features(pixels), ids
+            advance(count)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Unit rows [B, d], float32 on the CPU, of preprocessed images [B, 3, H, W]; ClipkalError where they are not finite."""
+        features = encode(self._tower, pixels.to(self.backbone.device, non_blocking=True)).cpu()
+        if not bool(features.isfinite().all()):
+            raise ClipkalError(
+                f"{self.cfg.backbone.name} gives features that are not finite in {self.backbone.precision}; predict with "
+                "precision fp32"
+            )
+        return features
+
+    def _predictions(
+        self, inputs: Tensor, ids: list[str], name: str, skipped: list[tuple[str, str]]
+    ) -> Predictions:
+        view = View(name.removesuffix(SCALED), self._temperature(name))
+        sets = {"the images": Inputs(inputs, len(inputs), [view])}
+        told = predict(self.reader, self.readouts, sets)["the images"][view]
+        parts = {
+            part: getattr(told, part) for part in ("probs", "entropy", "aleatoric", "epistemic", "novelty")
+        }
+        return Predictions(ids, self.class_names, name, skipped=skipped, **parts)
+
+    def _none(self, name: str, skipped: list[tuple[str, str]]) -> Predictions:
+        none = torch.zeros(0, dtype=torch.float64)
+        probs = none.view(0, 1).expand(0, len(self.class_names))
+        return Predictions([], self.class_names, name, probs, none, none, none, skipped=skipped)
+
+    def _temperature(self, name: str) -> float:
+        if not name.endswith(SCALED):
+            return 1.0
+        return float(self.record.results["evaluation"]["temperatures"][name.removesuffix(SCALED)])
+
+
+def _portions(seen: Iterable[tuple[Tensor, list[str]]], size: int) -> Iterator[tuple[Tensor, list[str]]]:
+    """The same images in portions of `size`; the last may be smaller."""
+    tensors: list[Tensor] = []
+    names: list[str] = []
+    for inputs, ids in seen:
+        tensors.append(inputs)
+        names += ids
+        if len(names) < size:
+            continue
+        whole = torch.cat(tensors)
+        while len(names) >= size:
+            yield whole[:size], names[:size]
+            whole, names = whole[size:], names[size:]
+        tensors = [whole]
+    if names:
+        yield torch.cat(tensors), names
+
+
+def _of_an_older_run(record: Record, state: dict[str, Tensor]) -> tuple[Tensor, float]:
+    """Text features and logit scale of a run that wrote no classes.safetensors, where its adapter holds them."""
+    scale = state.get("scale", state["log_scale"].exp() if "log_scale" in state else None)
+    if "text" not in state or scale is None:
+        record.whole(CLASSES)
+    return state["text"], float(scale)  # type: ignore[arg-type]

@@ -1,0 +1,184 @@
+"""Rows of predictions, written while they come in: to a file, whole or absent, or to the terminal."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from rich.table import Table
+from rich.text import Text
+
+from clipkal import files
+from clipkal.errors import ConfigError
+from clipkal.inference.command import console, say
+from clipkal.tracking.writing import printable, valid, writing
+
+Columns = Mapping[str, list[Any]]
+SHOWN = 40  # rows of the table on a terminal
+ENDINGS = (".csv", ".jsonl", ".parquet")
+FORMS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+
+
+class Writer(Protocol):
+    """Takes portions of rows, all with the same columns."""
+
+    def close(self) -> None:
+        """Ends the table or file."""
+        ...
+
+    def write(self, columns: Columns) -> None:
+        """Adds rows."""
+        ...
+
+
+@contextmanager
+def writer(out: Path | None) -> Iterator[Writer]:
+    """A file of predictions by its ending; without one a table on a terminal, else CSV on standard output.
+
+    A file appears when all is written. Where the work is stopped (KeyboardInterrupt) it holds what was done by then.
+    Raises ConfigError for another ending.
+    """
+    if out is None:
+        terminal = console()
+        found: Writer = _Terminal(terminal) if terminal.is_terminal else _Csv(sys.stdout)
+        yield found
+        found.close()
+        return
+    check_ending(out)
+    stopped: KeyboardInterrupt | None = None
+    with writing(out), files.atomic_path(out) as temporary:
+        kinds: dict[str, Callable[[Path], Writer]] = {
+            ".csv": _csv_file,
+            ".jsonl": _JsonLines,
+            ".parquet": _Parquet,
+        }
+        made = kinds[out.suffix.lower()](temporary)
+        try:
+            yield made
+        except KeyboardInterrupt as error:
+            stopped = error
+        made.close()
+    if stopped is not None:
+        raise stopped
+
+
+def check_ending(out: Path) -> None:
+    """Raises ConfigError for a file of predictions of an unknown kind."""
+    if out.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"--out {out}: must end in {', '.join(ENDINGS)}")
+
+
+def form_of(path: Path) -> str:
+    """Pillow's name of the format; ConfigError for an ending that it has not."""
+    if path.suffix.lower() not in FORMS:
+        raise ConfigError(f"--sheet {path}: must end in .png, .jpg or .webp")
+    return FORMS[path.suffix.lower()]
+
+
+class _Terminal:
+    """The first rows as a table, and how many more there are."""
+
+    def __init__(self, terminal: Any):
+        self.terminal, self.count = terminal, 0
+        self.rows: list[tuple[Any, ...]] = []
+        self.names: list[str] = []
+
+    def write(self, columns: Columns) -> None:
+        self.names = list(columns)
+        rows = list(zip(*columns.values(), strict=True))
+        self.rows += rows[: max(0, SHOWN - len(self.rows))]
+        self.count += len(rows)
+
+    def close(self) -> None:
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for name in self.names:
+            text = name == "image" or name.startswith(("class", "set"))
+            table.add_column(
+                name, justify="left" if text else "right", overflow="fold" if text else "ellipsis"
+            )
+        for row in self.rows:
+            style = "dim" if "accepted" in self.names and not row[self.names.index("accepted")] else ""
+            table.add_row(*(Text(_cell(value), style) for value in row))
+        self.terminal.print(table)
+        if self.count > len(self.rows):
+            say(
+                self.terminal,
+                f"… and {self.count - len(self.rows):,} more; --out FILE.csv keeps them all",
+                "dim",
+            )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(printable, value))
+    return f"{value:.3f}" if isinstance(value, float) else printable(str(value))
+
+
+class _Csv:
+    def __init__(self, file: IO[str]):
+        self.file, self.writer, self.begun = file, csv.writer(file, lineterminator="\n"), False
+
+    def write(self, columns: Columns) -> None:
+        if not self.begun:
+            self.writer.writerow(columns)
+            self.begun = True
+        listed = [[_text(value) for value in column] for column in columns.values()]
+        self.writer.writerows(zip(*listed, strict=True))
+
+    def close(self) -> None:
+        if self.file is not sys.stdout:
+            self.file.close()
+        else:
+            self.file.flush()
+
+
+def _csv_file(path: Path) -> _Csv:
+    return _Csv(path.open("w", encoding="utf-8", newline=""))
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, list):
+        return "|".join(map(valid, value))
+    return valid(value) if isinstance(value, str) else value
+
+
+class _JsonLines:
+    def __init__(self, path: Path):
+        self.file = path.open("w", encoding="utf-8")
+
+    def write(self, columns: Columns) -> None:
+        for row in zip(*columns.values(), strict=True):
+            self.file.write(
+                json.dumps(dict(zip(columns, map(_text_or_list, row), strict=True)), ensure_ascii=False)
+                + "\n"
+            )
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _text_or_list(value: Any) -> Any:
+    return [valid(one) for one in value] if isinstance(value, list) else _text(value)
+
+
+class _Parquet:
+    def __init__(self, path: Path):
+        self.path = path
+        self.made: Any = None
+
+    def write(self, columns: Columns) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        table = pa.table({name: [_text_or_list(v) for v in column] for name, column in columns.items()})
+        self.made = self.made or parquet.ParquetWriter(self.path, table.schema, compression="zstd")
+        self.made.write_table(table)
+
+    def close(self) -> None:
+        if self.made is not None:
+            self.made.close()
