@@ -35,7 +35,9 @@ def photographs(folder: Path, count: int) -> list[Path]:
         layers = [generator.integers(0, 256, (size, size, 3), dtype=np.uint8) for size in (4, 16, 64)]
         sized = [np.asarray(Image.fromarray(one).resize((500, 375)), dtype=np.float32) for one in layers]
         paths.append(folder / f"{i:05d}.jpg")
-        Image.fromarray((0.6 * sized[0] + 0.3 * sized[1] + 0.1 * sized[2]).astype(np.uint8)).save(paths[-1], quality=90)
+        Image.fromarray((0.6 * sized[0] + 0.3 * sized[1] + 0.1 * sized[2]).astype(np.uint8)).save(
+            paths[-1], quality=90
+        )
     return paths
 
 
@@ -45,7 +47,9 @@ def bare(run: clipkal.Run, paths: list[Path]) -> Iterator[torch.Tensor]:
     backbone, head = run.backbone, run.adapter.head()
     assert head is not None
     for start in range(0, len(paths), BATCH):
-        batch = [backbone.preprocess(Image.open(path).convert("RGB")) for path in paths[start : start + BATCH]]
+        batch = [
+            backbone.preprocess(Image.open(path).convert("RGB")) for path in paths[start : start + BATCH]
+        ]
         images = torch.stack(batch).to(backbone.device)
         features = backbone.model.encode_image(images, normalize=True).cpu()  # type: ignore[operator]
         yield (run.logit_scale * features @ head.T).softmax(-1)
@@ -53,9 +57,13 @@ def bare(run: clipkal.Run, paths: list[Path]) -> Iterator[torch.Tensor]:
 
 def main() -> None:
     """Prints seconds and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--model", help="an architecture of open_clip with random weights instead of the embedded one")
+    parser.add_argument(
+        "--model", help="an architecture of open_clip with random weights instead of the embedded one"
+    )
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -78,9 +86,13 @@ def main() -> None:
                 wall, processor = time.perf_counter(), time.process_time()
                 way()
                 seconds[name].append((time.perf_counter() - wall, time.process_time() - processor))
-        least = {name: [min(column) for column in zip(*times, strict=True)] for name, times in seconds.items()}
+        least = {
+            name: [min(column) for column in zip(*times, strict=True)] for name, times in seconds.items()
+        }
         first = next(iter(least.values()))
-        print(f"{options.images} JPEGs, {options.model or 'mini'}, {torch.get_num_threads()} threads for the model")
+        print(
+            f"{options.images} JPEGs, {options.model or 'mini'}, {torch.get_num_threads()} threads for the model"
+        )
         for name, (wall, processor) in least.items():
             ratios = f"{wall / first[0]:.2f} × wall, {processor / first[1]:.2f} × processor"
             print(f"{name:<22}{wall:7.2f} s wall {processor:7.2f} s processor   {ratios}")
