@@ -169,7 +169,12 @@ def test_exports_give_the_runs_logits_in_a_process_that_has_open_clip_alone(fini
         names = json.loads((tmp_path / name / "classes.json").read_text())["class_names"]
         assert names == ["circle", "moon", "star"]
         card = (tmp_path / name / "README.md").read_text()
-        for word in ('license: "apache-2.0"', "| night | OOD | 18 | plugin |", "seed 1", "2 image(s) a class"):
+        for word in (
+            'license: "apache-2.0"',
+            "| night | OOD | 18 | plugin |",
+            "seed 1",
+            "2 image(s) a class",
+        ):
             assert word in card
 
 
