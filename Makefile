@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: test-python help install demo readme test coverage test-pythons test-newest test-versions test-slow test-gpu reference lint format pretrain bench-optim bench-data bench-start study clean
+.PHONY: test-python help install demo readme test coverage test-pythons test-newest test-versions test-slow test-gpu reference lint format pretrain bench-optim bench-data bench-predict bench-start study clean
 .DEFAULT_GOAL := help
 
 help:  ## list what can be made
@@ -82,6 +82,9 @@ bench-optim: $(STAMP)  ## time the optimisers against AdamW, as ratios
 
 bench-data: $(STAMP)  ## time the loading of images against torchvision's, as ratios
 	@$(BIN)/python -m benchmarks.data_loading
+
+bench-predict: $(STAMP)  ## time predictions of a finished run against a bare open_clip loop, as ratios
+	@$(BIN)/python -m benchmarks.predict
 
 bench-start: $(STAMP)  ## processor time of whole processes: --help, a bad value, a finished run, the default run
 	@$(BIN)/python -m benchmarks.start

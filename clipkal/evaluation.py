@@ -72,7 +72,7 @@ class Evaluation:
     Attributes:
         sets: per set name.
         detection: {ood set: {score: {auroc, aupr, fpr95, predictive, n_id, n_ood}}}, see `detection_table`.
-        settings: {samples, seed, bins, temperatures, intervals}.
+        settings: {samples, seed, bins, temperatures, intervals, conformal (`Calibration.record`, where there is one)}.
     """
 
     sets: dict[str, SetEvaluation]
@@ -130,7 +130,10 @@ def evaluate(
         _score(one, temperatures, bins)
     samples = max(one.samples if "draws" in one.needs else 0 for one in chosen.values())
     settings = {"samples": samples, "seed": reader.seed, "bins": bins, "temperatures": temperatures}
-    return Evaluation(evaluated, detection_table(evaluated), settings | {"intervals": INTERVALS})
+    settings |= {"intervals": INTERVALS} | (
+        {} if calibration is None else {"conformal": calibration.record()}
+    )
+    return Evaluation(evaluated, detection_table(evaluated), settings)
 
 
 def fit_temperatures(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.readme import BEGIN, END, between, chosen, table
 from clipkal.app import run
@@ -49,10 +50,29 @@ def test_the_table_stands_between_its_markers():
 def test_the_example_of_the_library_runs_and_learns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    _, code = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     names: dict = {}
     exec(code, names)
     assert names["draws"].shape == (100, 32, 3)
     right = names["draws"].softmax(-1).mean(0).argmax(1) == names["labels"]
     assert right.float().mean() > 0.6
     assert (tmp_path / "optimiser.pt").exists()
+
+
+def test_the_example_of_a_finished_run_predicts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run(compose(["fewshot.shots=1", "tracking=disabled", "data.progress=false", "dataset.ood=[]"]))
+    (there,) = tmp_path.glob("outputs/rendered/mini/kalman/1shot*")
+    there.rename(there.with_name("16shot-seed1"))
+    for i in range(3):
+        path = tmp_path / "photos" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (40, 30), (90 * i, 10, 10)).save(path)
+    code, _ = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+    names: dict = {}
+    exec(code, names)
+    assert len(names["found"]) == 3
+    columns = re.search(r"to_pandas\(\)\)  # (.*)", code)
+    assert columns is not None
+    assert list(names["found"].to_pandas()) == columns[1].split(", ")
+    assert "photos/2.png" in capsys.readouterr().out

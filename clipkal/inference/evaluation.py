@@ -1,5 +1,6 @@
 """A finished run on more sets: which they are, what it says of them, and where that is written."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,13 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from clipkal import files
 from clipkal.backbones import featurise, pixelise
 from clipkal.backbones.openclip import PRECOMPUTED
-from clipkal.data.drawing import others
+from clipkal.data.drawing import draw, others
 from clipkal.data.images import told_by_contents
 from clipkal.data.loading import load_dataset
 from clipkal.data.names import folded, shortened
 from clipkal.data.sets import AnySet, FeatureSet
 from clipkal.data.task import FewShotTask, draw_task
-from clipkal.errors import ConfigError, DataError
+from clipkal.errors import ClipkalError, ConfigError, DataError
 from clipkal.evaluation import Evaluation, SetEvaluation, detection_table, evaluate
 from clipkal.inference.record import PREDICTIONS
 from clipkal.inference.run import Run
@@ -30,6 +31,7 @@ from clipkal.tracking import environment
 from clipkal.tracking.directory import SCHEMA_VERSION
 from clipkal.tracking.writing import plain, writing
 
+log = logging.getLogger(__name__)
 FOLDER = "evaluations"
 LONGEST = 80  # letters of the settings in a file's name
 
@@ -52,28 +54,33 @@ class Later:
 def evaluate_run(run: Run, cfg: DictConfig, config_dir: Path | None = None) -> Later:
     """Predicts and scores the sets that `cfg` describes, with every predictive of the run.
 
-    Its own test set is the reference of OOD detection: predicted again where it is part of the dataset, else by its stored
-    predictions.
+    Where the run's own dataset is at hand, its test set is the reference of OOD detection, and its shots and validation
+    images give distances and conformal sets, as in the run. Where it is not, detection compares with the stored predictions
+    of the test set.
 
     Raises:
         ConfigError: there is nothing to evaluate, or what learnt from images is given features, or the reverse.
         DataError: the dataset has classes that the run did not learn, or cannot be read.
     """
-    own = same_images(cfg, run.record.cfg)
-    task = _sets(_task(cfg, own, config_dir), run, own)
+    own, task = _own(run, cfg), _sets(run, cfg, config_dir)
     if not (task.ood or task.transfer):
         raise ConfigError(
             "there is no set to evaluate: name OOD sets, such as 'dataset.ood=[gaussian_noise@3]', or another dataset, such "
             "as dataset=cifar10"
         )
+    if own is not None:
+        task = replace(task, shots=own.shots, val=own.val, test=own.test)
     task, skipped = _seen(run, task, cfg)
     temperatures = run.record.results["evaluation"]["temperatures"] or None
     how: dict[str, Any] = {"predictives": run.readouts, "temperature": temperatures}
     found = Evaluation({}, {}, {})
     if task.ood:
-        sets: dict[str, Any] = {"test": ("id", task.test)} if own else {}
-        sets |= {name: ("ood", one) for name, one in task.ood.items()}
-        found = evaluate(run.reader, sets, spaces=task.label_spaces, **how)
+        sets: dict[str, Any] = {name: ("ood", one) for name, one in task.ood.items()}
+        known: dict[str, Any] = {"spaces": task.label_spaces}
+        if own is not None:
+            sets = {"test": ("id", task.test)} | sets
+            known |= {"shots": task.shots, "validation": task.val}
+        found = evaluate(run.reader, sets, **known, **how)
         if found.sets.pop("test", None) is None:
             found.detection = detection_table({"test": _reference(run)} | found.sets)
     for name, other in task.transfer.items():
@@ -85,37 +92,55 @@ def evaluate_run(run: Run, cfg: DictConfig, config_dir: Path | None = None) -> L
     return Later(found, skipped, OmegaConf.to_container(cfg.dataset, resolve=True))  # type: ignore[arg-type]
 
 
-def _task(cfg: DictConfig, own: bool, config_dir: Path | None) -> FewShotTask:
-    """The sets of the dataset; those of a run on half of the classes are halved like its own."""
+def _own(run: Run, cfg: DictConfig) -> FewShotTask | None:
+    """The run's own shots, validation and test images; None where they are not at hand, or others than then."""
+    before = run.record.cfg.copy()
+    before.data, before.fewshot.transfer, before.dataset.ood = cfg.data, [], []
+    try:
+        task = draw(before)
+    except (ClipkalError, OSError) as error:
+        log.warning(
+            "the run's own images are not at hand, so neither distances nor conformal sets: %s", error
+        )
+        return None
+    if task.record["sha256"] != run.record.results["run"]["shots_sha256"]:
+        log.warning("the run's own images have changed since, so neither distances nor conformal sets")
+        return None
+    return task
+
+
+def _sets(run: Run, cfg: DictConfig, config_dir: Path | None) -> FewShotTask:
+    """OOD and transfer sets as a task whose labels are those of the run's classes, with one image in the place of the others.
+
+    The test images of another dataset are an OOD set by its name, and its OOD sets are called after it. Of the run's own
+    dataset it is the OOD sets; those of a run on half of the classes are halved like its own.
+    """
+    own = same_images(cfg, run.record.cfg)
     with told_by_contents(cfg.data.verify):
         dataset = load_dataset(cfg.dataset, cfg.data.root)
         subset = cfg.fewshot.subset if own else "all"
-        return draw_task(dataset, "all", cfg.seed, subset=subset, others=others(cfg, config_dir))
-
-
-def _sets(task: FewShotTask, run: Run, own: bool) -> FewShotTask:
-    """The task with OOD and transfer sets only, its labels those of the run's classes; nothing to learn from is left.
-
-    The test images of another dataset are an OOD set by its name, and its OOD sets are called after it.
-    """
-    ood, spaces = dict(task.ood), dict(task.label_spaces)
+        task = draw_task(dataset, "all", cfg.seed, subset=subset, others=others(cfg, config_dir))
+    ood, spaces, transfer = dict(task.ood), dict(task.label_spaces), task.transfer
     if own:
-        transfer = {name: one for name, one in task.transfer.items() if name != "new"}
+        transfer = {name: one for name, one in transfer.items() if name != "new"}
     else:
         ood = {task.name: task.test} | {f"{task.name}/{name}": one for name, one in ood.items()}
         spaces = {f"{task.name}/{name}": space for name, space in spaces.items()}
-        transfer = task.transfer
     place = _places(task, run.class_names) if ood else {}
-    relabelled = {name: _relabelled(one, place) for name, one in ood.items()}
-    spaces = {name: sorted(place[label] for label in space) for name, space in spaces.items()}
     few: Any = task.test.subset([0])
     few = few.with_labels(torch.zeros(1, dtype=torch.int64))
-    test = task.test if own and ood else few
-    prompts = run.prompts or [[name] for name in run.class_names]
-    return FewShotTask(
-        task.name, run.class_names, prompts, few, None, test, relabelled, None, task.logit_scale, task.record, spaces,
-        transfer,
-    )  # fmt: skip
+    return replace(
+        task,
+        class_names=run.class_names,
+        prompts=run.prompts or [[name] for name in run.class_names],
+        shots=few,
+        val=None,
+        test=few,
+        ood={name: _relabelled(one, place) for name, one in ood.items()},
+        text_features=None,
+        label_spaces={name: sorted(place[label] for label in space) for name, space in spaces.items()},
+        transfer=transfer,
+    )
 
 
 def _places(task: FewShotTask, classes: Sequence[str]) -> dict[int, int]:
@@ -156,24 +181,25 @@ def _seen(run: Run, task: FewShotTask, cfg: DictConfig) -> tuple[FewShotTask, di
 
 
 def _reference(run: Run) -> SetEvaluation:
-    """The run's own test set by its stored predictions: what OOD detection compares with."""
+    """The run's own test set by its stored predictions: what OOD detection compares with where there is nothing better."""
     from pyarrow import parquet
 
-    columns = ["predictive", "confidence", "entropy", "epistemic"]
-    table = parquet.read_table(
-        run.record.whole(PREDICTIONS), columns=columns, filters=[("set", "==", "test")]
-    )
-    rows = {name: table[name].to_pylist() for name in columns}
+    path, where = run.record.whole(PREDICTIONS), [("set", "==", "test")]
+    columns = [
+        name
+        for name in ("confidence", "entropy", "epistemic", "novelty")
+        if name in parquet.read_schema(path).names
+    ]
+    table = parquet.read_table(path, columns=["predictive", *columns], filters=where).to_pandas()
     scores: dict[str, dict[str, Any]] = {}
     for name in run.predictives:
-        mine = torch.tensor([found == name for found in rows["predictive"]])
-        confidence, entropy, epistemic = (
-            torch.tensor(rows[key], dtype=torch.float64)[mine]
-            for key in ("confidence", "entropy", "epistemic")
+        mine = table[table.predictive == name]
+        known = {key: torch.from_numpy(mine[key].to_numpy(dtype="float64", copy=True)) for key in columns}
+        scores[name] = {"msp": 1 - known["confidence"], "entropy": known["entropy"]}
+        scores[name] |= {"mutual_information": known["epistemic"]} if bool(known["epistemic"].any()) else {}
+        scores[name] |= (
+            {"novelty": known["novelty"]} if "novelty" in known and not known["novelty"].isnan().any() else {}
         )
-        scores[name] = {"msp": 1 - confidence, "entropy": entropy}
-        if bool((epistemic > 0).any()):
-            scores[name]["mutual_information"] = epistemic
     return SetEvaluation("id", [], torch.zeros(0, dtype=torch.int64), [], scores=scores)
 
 

@@ -40,6 +40,7 @@ columns (uncertainties in nats):
   entropy               total uncertainty: of the predicted label
   aleatoric, epistemic  its parts: what more shots would not remove, and what they would (0 without a posterior)
   novelty               how unlike the shots an image is, 0 to 1, where the run's predictive measures it
+  set                   with --sets: the classes that cannot be ruled out at the run's level, 90 % for images like its own
   accepted              with --reject: False where the run abstains
 
 {EXIT}"""
@@ -66,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="SHARE",
         type=share,
         help="abstain as on this share of the run's own test images, such as 0.1",
+    )
+    parser.add_argument(
+        "--sets", action="store_true", help="list the classes that cannot be ruled out (conformal sets)"
     )
     parser.add_argument(
         "--sheet", metavar="FILE", type=Path, help="a picture of the least and the most certain images"
@@ -96,6 +100,7 @@ def predict(options: argparse.Namespace) -> int:
         options.predictive,
         on_bad_image=options.on_bad_image,
         reject=options.reject,
+        sets=options.sets,
         workers=options.workers,
         progress=not options.no_progress,
     )

@@ -27,6 +27,7 @@ class Predictions:
         epistemic: what they would: entropy − aleatoric [N]; 0 for a plug-in.
         novelty: how unlike the shots an image is [N], in [0, 1]; None where the predictive does not say.
         accepted: bool [N]; False where the run abstains (`Run.threshold`). None: nothing was to be rejected.
+        sets: bool [N, C]; for each image the classes that cannot be ruled out (`Run.set_threshold`). None: not asked for.
         skipped: (name, reason) of images that could not be read.
     """
 
@@ -39,6 +40,7 @@ class Predictions:
     epistemic: Tensor
     novelty: Tensor | None = None
     accepted: Tensor | None = None
+    sets: Tensor | None = None
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -63,8 +65,15 @@ class Predictions:
         """The same, abstaining where the entropy is above the threshold."""
         return self if threshold is None else replace(self, accepted=self.entropy <= threshold)
 
+    def with_sets(self, threshold: float | None) -> "Predictions":
+        """The same with the sets of classes whose score 1 − p is at most the threshold."""
+        return self if threshold is None else replace(self, sets=1 - self.probs <= threshold)
+
     def columns(self, top: int = 1) -> dict[str, list[Any]]:
-        """Plain columns: image, class and confidence of the `top` most probable classes, uncertainties, and `accepted`."""
+        """Plain columns, one row an image.
+
+        image; class and confidence of the `top` most probable classes; uncertainties; `set` and `accepted` where asked for.
+        """
         found: dict[str, list[Any]] = {"image": list(self.ids)}
         values, places = self.probs.topk(min(top, self.probs.shape[1]), dim=1)
         places[:, 0] = self.predicted  # of several that tie topk may give another
@@ -74,6 +83,9 @@ class Predictions:
             found[f"confidence{ending}"] = values[:, rank].tolist()
         found |= {part: getattr(self, part).tolist() for part in PARTS}
         found |= {} if self.novelty is None else {"novelty": self.novelty.tolist()}
+        if self.sets is not None:
+            names = self.class_names
+            found["set"] = [[names[i] for i in row.nonzero().flatten().tolist()] for row in self.sets]
         return found | ({} if self.accepted is None else {"accepted": self.accepted.tolist()})
 
     def to_pandas(self, top: int = 1) -> "pd.DataFrame":
@@ -91,6 +103,6 @@ def joined(parts: Sequence[Predictions]) -> Predictions:
         found = [getattr(part, name) for part in parts]
         return None if any(one is None for one in found) else torch.cat(found)
 
-    tensors: dict[str, Any] = {name: cat(name) for name in ("probs", *PARTS, "novelty", "accepted")}
+    tensors: dict[str, Any] = {name: cat(name) for name in ("probs", *PARTS, "novelty", "accepted", "sets")}
     ids = [one for part in parts for one in part.ids]
     return replace(first, ids=ids, skipped=[one for part in parts for one in part.skipped], **tensors)

@@ -207,6 +207,7 @@ class Run:
         *,
         on_bad_image: str = "error",
         reject: float | None = None,
+        sets: bool = False,
         workers: int = 0,
         progress: bool = False,
     ) -> Predictions:
@@ -217,6 +218,7 @@ class Run:
             predictive: one of `predictives`; None: `predictive`.
             on_bad_image: "error", or "skip" for images that cannot be read, which are listed in `skipped`.
             reject: the share of images like those of the test set on which to abstain; see `threshold`.
+            sets: whether to give conformal sets of classes; see `set_threshold`.
             workers: threads that decode; 0 = as many as torch has.
             progress: a bar on terminals for work of more than two seconds.
 
@@ -224,7 +226,12 @@ class Run:
             DataError: an image cannot be read and on_bad_image is "error", or none can; or what was given is no image.
             ConfigError: the run has no such predictive, or `reject` is no share.
         """
-        options: dict[str, Any] = {"on_bad_image": on_bad_image, "reject": reject, "workers": workers}
+        options: dict[str, Any] = {
+            "on_bad_image": on_bad_image,
+            "reject": reject,
+            "sets": sets,
+            "workers": workers,
+        }
         return joined(list(self.stream(images, predictive, progress=progress, **options)))
 
     def stream(
@@ -234,6 +241,7 @@ class Run:
         *,
         on_bad_image: str = "error",
         reject: float | None = None,
+        sets: bool = False,
         workers: int = 0,
         progress: bool = False,
     ) -> Iterator[Predictions]:
@@ -242,6 +250,7 @@ class Run:
         if on_bad_image not in ("error", "skip"):
             raise ConfigError(f"on_bad_image={on_bad_image}: choose error or skip")
         threshold = None if reject is None else self.threshold(reject, name)
+        limit = self.set_threshold(name) if sets else None
         found = gather(images)
         skipped: list[tuple[str, str]] = []
         any_read = False
@@ -250,11 +259,11 @@ class Run:
             for inputs, ids in _portions(seen, self._portion(name)):
                 any_read = True
                 told, skipped[:] = list(skipped), []
-                yield self._predictions(inputs, ids, name, told).rejecting(threshold)
+                yield self._predictions(inputs, ids, name, told).rejecting(threshold).with_sets(limit)
         if not any_read:
             raise DataError(f"not one of the {len(found)} images can be read, the first: {skipped[0][1]}")
         if skipped:
-            yield self._none(name, list(skipped)).rejecting(threshold)
+            yield self._none(name, list(skipped)).rejecting(threshold).with_sets(limit)
 
     def predict_features(self, features: Tensor, predictive: str | None = None) -> Predictions:
         """The same for features [N, d] of the run's backbone, which are made unit rows; not for adapters inside the towers."""
@@ -285,6 +294,20 @@ class Run:
         table = parquet.read_table(self.record.whole(PREDICTIONS), columns=["entropy"], filters=where)
         entropies = torch.tensor(table["entropy"].to_pylist(), dtype=torch.float64).sort().values
         return float(entropies[max(0, round((1 - reject) * len(entropies)) - 1)])
+
+    def set_threshold(self, predictive: str | None = None) -> float:
+        """The largest 1 − p of a class in an image's conformal set; infinite where the run had too few images to rule any out.
+
+        For images that are exchangeable with those that the run was calibrated on, the set holds the label with the
+        probability 1 − alpha that stands in its results. Raises ConfigError where the run has no sets for the predictive.
+        """
+        known = self.record.results["evaluation"].get("conformal") or {}
+        name = self._known(predictive)
+        if known.get("predictive") != name or "thresholds" not in known:
+            has = f"for {known['predictive']} only" if "thresholds" in known else "none"
+            raise ConfigError(f"{self.record.path}: conformal sets for predictive={name}: the run has {has}")
+        limit = known["thresholds"]["lac"]
+        return float("inf") if limit is None else float(limit)
 
     def _known(self, predictive: str | None) -> str:
         name = predictive or self.predictive

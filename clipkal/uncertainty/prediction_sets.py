@@ -54,6 +54,10 @@ class Calibration:
         make = lambda kind: SplitConformal(prediction.probs, labels, kind, ALPHA, reader.seed)
         return cls(about, {kind: make(kind) for kind in SCORES})
 
+    def record(self) -> dict[str, Any]:
+        """`about` with the thresholds over all classes by score: an image's set are the classes whose score is no larger."""
+        return self.about | {"thresholds": {kind: one.pooled for kind, one in self.splits.items()}}
+
     def judge(self, prediction: Prediction, labels: Tensor) -> dict[str, Any]:
         """Coverage and size of the sets of test images, by score, with what they come from."""
         return self.about | {kind: one.judge(prediction.probs, labels) for kind, one in self.splits.items()}

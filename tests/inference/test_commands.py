@@ -37,14 +37,25 @@ def typed(command, *words):
 def test_predictions_go_to_a_file_of_any_kind(finished, images, tmp_path, ending, capsys):
     out = tmp_path / f"p{ending}"
     run = finished("method=kalman", "predictive=novelty")
-    assert typed(predict, run, images / "night", "--out", out, "--top", 2, "--reject", 0.25) == 0
+    assert typed(predict, run, images / "night", "--out", out, "--top", 2, "--reject", 0.25, "--sets") == 0
     read = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda p: pd.read_json(p, lines=True)}
     frame = read[ending](out)
-    expected = clipkal.load_run(run).predict(images / "night", reject=0.25).to_pandas(top=2)
+    expected = clipkal.load_run(run).predict(images / "night", reject=0.25, sets=True).to_pandas(top=2)
+    to_list = lambda value: value.split("|") if isinstance(value, str) else [] if value is None else value
+    frame["set"] = [
+        list(to_list(value)) for value in frame["set"].astype(object).where(frame["set"].notna(), None)
+    ]
     pd.testing.assert_frame_equal(frame, expected, check_exact=False, check_dtype=False, atol=1e-9)
-    assert {"class_2", "confidence_2", "entropy", "aleatoric", "epistemic", "novelty", "accepted"} < set(
-        frame
-    )
+    assert {
+        "class_2",
+        "confidence_2",
+        "entropy",
+        "aleatoric",
+        "epistemic",
+        "novelty",
+        "set",
+        "accepted",
+    } < set(frame)
     assert capsys.readouterr().out == f"{out}  18 images\n"
 
 
@@ -128,43 +139,43 @@ PLAIN = """
 import sys, torch, open_clip, numpy as np
 from PIL import Image
 from safetensors.torch import load_file
-out, image, result = sys.argv[1:]
-model = open_clip.create_model("local-dir:" + out).eval()
-_, preprocess = open_clip.create_model_from_pretrained("local-dir:" + out, return_transform=True)
-head = load_file(out + "/class_head.safetensors")
-with torch.no_grad():
-    feature = model.encode_image(preprocess(Image.open(image))[None], normalize=True)
-    np.save(result, (head["log_scale"].exp() * feature @ head["weight"].T).numpy())
+image, *folders = sys.argv[1:]
+for out in folders:
+    model = open_clip.create_model("local-dir:" + out).eval()
+    _, preprocess = open_clip.create_model_from_pretrained("local-dir:" + out, return_transform=True)
+    head = load_file(out + "/class_head.safetensors")
+    with torch.no_grad():
+        feature = model.encode_image(preprocess(Image.open(image))[None], normalize=True)
+        np.save(out + ".npy", (head["log_scale"].exp() * feature @ head["weight"].T).numpy())
 assert "clipkal" not in sys.modules
 """
+BOTH_TOWERS = ("method=adamw", "adapter=lora", "adapter.towers=both", "adapter.rank=2")
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [("method=kalman",), ("method=adamw", "adapter=lora", "adapter.towers=both",
-     "adapter.rank=2", "optimizer.epochs=2", "optimizer.lr_grid=[0.01]")],
-    ids=["linear", "lora on both towers"],
-)  # fmt: skip
-def test_an_export_gives_the_runs_logits_in_a_process_that_has_open_clip_alone(
-    finished, images, tmp_path, settings
-):
-    path, out, image = finished(*settings), tmp_path / "out", images / "night" / "moon" / "3.png"
-    assert typed(export, path, out, "--license", "apache-2.0") == 0
-    words = [sys.executable, "-c", PLAIN, out, image, tmp_path / "logits.npy"]
+def test_exports_give_the_runs_logits_in_a_process_that_has_open_clip_alone(finished, images, tmp_path):
+    image = images / "night" / "moon" / "3.png"
+    runs = {
+        "linear": finished("method=kalman"),
+        "lora": finished(*BOTH_TOWERS, "optimizer.epochs=2", "optimizer.lr_grid=[0.01]"),
+    }
+    for name, path in runs.items():
+        assert typed(export, path, tmp_path / name, "--license", "apache-2.0") == 0
+    words = [sys.executable, "-c", PLAIN, image, *(tmp_path / name for name in runs)]
     subprocess.run(list(map(str, words)), env=FROM_HERE, check=True, capture_output=True, cwd=tmp_path)
-    probs = clipkal.load_run(path).predict(image, "plugin").probs
-    found = torch.from_numpy(np.load(tmp_path / "logits.npy"))
-    assert (found.double().log_softmax(1) - probs.log()).abs().max() < 1e-5
-    assert json.loads((out / "classes.json").read_text())["class_names"] == ["circle", "moon", "star"]
-    card = (out / "README.md").read_text()
-    for word in (
-        'license: "apache-2.0"',
-        "| night | OOD | 18 | plugin |",
-        "seed 1",
-        "shots sha256",
-        "2 image(s) a class",
-    ):
-        assert word in card
+    for name, path in runs.items():
+        probs = clipkal.load_run(path).predict(image, "plugin").probs
+        found = torch.from_numpy(np.load(tmp_path / f"{name}.npy"))
+        assert (found.double().log_softmax(1) - probs.log()).abs().max() < 1e-5
+        names = json.loads((tmp_path / name / "classes.json").read_text())["class_names"]
+        assert names == ["circle", "moon", "star"]
+        card = (tmp_path / name / "README.md").read_text()
+        for word in (
+            'license: "apache-2.0"',
+            "| night | OOD | 18 | plugin |",
+            "seed 1",
+            "2 image(s) a class",
+        ):
+            assert word in card
 
 
 def test_the_linear_map_is_in_the_head_and_the_tower_is_untouched(finished, tmp_path):
@@ -242,6 +253,30 @@ def test_evaluating_the_runs_own_ood_set_gives_the_runs_own_numbers(finished, tm
     pd.testing.assert_frame_equal(
         old[old.set == "night"][columns].reset_index(drop=True), new[columns].reset_index(drop=True)
     )
+
+
+def test_without_the_runs_own_images_detection_compares_with_its_stored_predictions(
+    finished, images, tmp_path, caplog
+):
+    path = shutil.copytree(finished("method=kalman"), tmp_path / "run")
+    words = [
+        *other_dataset(tmp_path, images, {name: name for name in ("circle", "moon", "star")}),
+        f"data.root={tmp_path}",
+    ]
+    cfg = clipkal.load_run(path).cfg
+    moved = images.parent / "moved"
+    images.rename(moved)
+    try:
+        assert typed(evaluate, path, *words, "--name", "other") == 0
+    finally:
+        moved.rename(images)
+    assert "the run's own images are not at hand" in caplog.text
+    found, there = json.loads((path / "evaluations" / "other.json").read_text()), results(path)
+    for score in ("msp", "entropy", "mutual_information", "plugin_msp"):
+        assert found["detection"]["other"][score]["auroc"] == pytest.approx(
+            there["detection"]["night"][score]["auroc"]
+        )
+    assert cfg.dataset.path == str(images)
 
 
 def test_new_sets_stand_in_the_report_beside_the_old_ones(finished, images, tmp_path, capsys):

@@ -143,6 +143,27 @@ def test_it_abstains_on_the_share_of_its_own_test_images(finished):
         run.predict(images, "probit")
 
 
+def test_its_conformal_sets_are_those_that_the_run_judged(finished):
+    path = finished("method=kalman")
+    run, judged = (
+        clipkal.load_run(path),
+        json.loads((path / "results.json").read_text())["sets"]["test"]["conformal"],
+    )
+    images = draw(run.cfg).test
+    found = run.predict(images, sets=True)
+    assert found.sets.sum(1).double().mean().item() == pytest.approx(judged["lac"]["size"])
+    assert found.sets[torch.arange(len(found)), images.labels].double().mean() == pytest.approx(
+        judged["lac"]["coverage"]
+    )
+    assert found.columns()["set"][0] == [
+        n for n, inside in zip(run.class_names, found.sets[0], strict=True) if inside
+    ]
+    with pytest.raises(
+        ConfigError, match=r"conformal sets for predictive=plugin: the run has for sampled only"
+    ):
+        run.predict(images, "plugin", sets=True)
+
+
 def test_memory_is_flat_however_many_images_there_are(finished):
     """600 images come in portions of no more than the batch, and none is asked for before its turn."""
     run = clipkal.load_run(finished("method=kalman"), batch_size=50)
