@@ -25,7 +25,7 @@ from clipkal.adapters import LinearAdapter
 from clipkal.methods import build_adapter
 from clipkal.optim import Kalman, LoKO
 
-CENTRES, WIDTHS = (4.0, 6.0, 8.0, 10.0, 13.0, 16.0), (0.25, 0.5, 1.0, 1.5)
+CENTRES, WIDTHS = (4.0, 6.0, 8.0, 10.0, 13.0, 16.0), (0.5, 1.0, 2.0, 3.0)
 BETAS = (0.99, 0.998, 0.9995, 0.9999)
 KALMAN = Entry("kalman", "kalman", LONG)
 Measure = Callable[[Any, Callable[[], LinearAdapter]], Iterator[dict[str, Any]]]

@@ -164,10 +164,19 @@ class _Loop:
     def begin(self, index: int) -> None:
         """Starts trial `index` from the parameters now in the adapter."""
         rate = self.plan.rates[index]
-        self.optimizer = self.build(self.adapter, rate)
+        self.optimizer = self._built(rate)
         self.trials.append(Trial(rate, 0, None))
         self.epoch, self.position, self.sums = 0, 0, {}
         self._judge(index, 0, {})
+
+    def _built(self, rate: float | None) -> BatchOptimizer:
+        """The optimiser of a trial, which has been shown the validation images."""
+        optimizer, val = self.build(self.adapter, rate), self.task.val
+        if (
+            val is not None and len(val.labels) and isinstance(val.inputs, Tensor)
+        ):  # images are not read for this
+            optimizer.hold_out(val.inputs.to(self.device), val.labels.to(self.device))
+        return optimizer
 
     def run(self, index: int) -> None:
         """Takes trial `index` from where it stands to its last epoch."""
@@ -259,7 +268,7 @@ class _Loop:
         """Takes a checkpoint back; returns the trial it stands in."""
         index = int(state["trial"])
         self.adapter.load_state_dict(state["adapter"])
-        self.optimizer = self.build(self.adapter, self.plan.rates[index])
+        self.optimizer = self._built(self.plan.rates[index])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.position = state["epoch"], state["position"]
         self.sums, self.best, self.last_step = state["sums"], state["best"], state["last_step"]

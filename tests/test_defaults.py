@@ -22,7 +22,7 @@ def test_the_nll_is_that_of_the_validation_images():
     Kalman(adapter, max_direct=4096).step(task.shots.inputs, task.shots.labels)
     with torch.no_grad():
         expected = F.cross_entropy(adapter(task.val.inputs), task.val.labels)
-    default = found[(found.prior_logit_sd == 10) & (found.prior_spread == 0.5)].nll.item()
+    default = found[(found.prior_logit_sd == 8) & (found.prior_spread == 2)].nll.item()
     assert default == pytest.approx(float(expected), abs=1e-4)
 
 

@@ -1,5 +1,6 @@
 """Every example of docs/extending.md: its files pass the test that stands beside them, and its command runs."""
 
+import json
 import re
 import runpy
 import shlex
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from clipkal.app import run
-from clipkal.config import check, compose, schema
+from clipkal.config import check, compose
+from clipkal.tracking.tensors import read_tensors
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
 SECTIONS = PAGE.read_text(encoding="utf-8").split("\n## ")[1:] if PAGE.exists() else []
@@ -48,14 +50,16 @@ def test_the_files_of_an_example_pass_its_test(folder):
 
 @pytest.mark.parametrize(("case", "folder"), list(zip(CASES, CASES, strict=True)), indirect=["folder"])
 def test_the_command_of_an_example_runs(case, folder):
-    if "plugins" not in schema.Config.__dataclass_fields__ and case != "A dataset":
-        pytest.skip("classes cannot be named in the configuration yet")
-    if case == "A predictive" and "_target_" not in schema.PredictiveConfig.__dataclass_fields__:
-        pytest.skip("predictives cannot be named in the configuration yet")
     if case == "A dataset":
         run_tests(folder)  # it makes the images
     (command,) = re.findall(r"```sh\nclipkal --config-dir mine (.*?)\n```", CASES[case])
     cfg = compose([*shlex.split(command), "tracking=disabled", "output_dir=out"], config_dir="mine")
     check(cfg)
     run(cfg)
-    assert list(folder.glob("out/**/finished.json"))
+    (finished,) = folder.glob("out/**/finished.json")
+    if case == "A predictive":
+        tensors, about = read_tensors(finished.with_name("predictive.safetensors"))
+        results = json.loads(finished.with_name("results.json").read_text(encoding="utf-8"))
+        assert not tensors and about["state"]["weight"] in (0, 0.25, 0.5, 0.75, 1)
+        assert {"blend", "blend_scaled", "plugin"} <= set(results["sets"]["test"]["predictive"])
+        assert "predictive.safetensors" in json.loads(finished.read_text(encoding="utf-8"))["files"]

@@ -33,6 +33,11 @@ HOSTILE = [
     (["optimizer._target_=clipkal.optim.LoKO.step"], "there is no such class or function"),
     (["optimizer._target_=clipkalx.Evil"], "only what is in"),
     (["adapter._target_=subprocess.run"], "only what is in"),
+    (["predictive._target_=os.system"], "only what is in"),
+    (
+        ["predictive._target_=clipkal.uncertainty.Reader"],
+        "that is no clipkal.uncertainty.predictive.Predictive",
+    ),
     (["adapter._target_=clipkal.optim.AdamW"], "that is no clipkal.adapters.base.Adapter"),
     (
         [*COMPOSED, "optimizer.covariance._target_=os.system"],

@@ -67,6 +67,12 @@ class BatchOptimizer(EagerOptimizer):
         Raises FloatingPointError, with parameters and state untouched, if the batch or its loss is not finite.
         """
 
+    def hold_out(self, inputs: Tensor, targets: Tensor) -> None:
+        """Is shown images [M, …] and targets [M] by which settings may be judged, and from which nothing else is learnt.
+
+        By default they are not looked at.
+        """
+
     @property
     def posterior(self) -> Posterior | None:
         """The distribution that it has learnt; None where all it has is a point."""

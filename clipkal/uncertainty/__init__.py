@@ -10,6 +10,7 @@ from clipkal.uncertainty.gaussian import monte_carlo
 from clipkal.uncertainty.prediction import Prediction
 from clipkal.uncertainty.predictive import Accumulator, Predictive
 from clipkal.uncertainty.predictives.laplace_bridge import LaplaceBridge, laplace_bridge
+from clipkal.uncertainty.predictives.novelty import Novelty
 from clipkal.uncertainty.predictives.plugin import Plugin, plugin
 from clipkal.uncertainty.predictives.probit import Probit, probit
 from clipkal.uncertainty.predictives.sampled import SampleAverage, Sampled, sampled
@@ -22,6 +23,7 @@ __all__ = [
     "Chunk",
     "Images",
     "LaplaceBridge",
+    "Novelty",
     "Plugin",
     "Prediction",
     "Predictive",

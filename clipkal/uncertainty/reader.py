@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,15 @@ class Reader:
         first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
         self._device = first.device if first is not None else None
 
+    def checked(self, needs: Iterable[Need]) -> set[Need]:
+        """The same needs; ConfigError where there is nobody to ask for one of them."""
+        wanted = set(needs)
+        if wanted & {"draws", "covariance"} and self.posterior is None:
+            raise ConfigError("draws and covariances of the logits need a posterior, and there is none")
+        if wanted & {"zeroshot", "features"} and not isinstance(self.model, Adapter):
+            raise ConfigError(f"{type(self.model).__name__} is no adapter, so nothing is known of zero-shot")
+        return wanted
+
     def logits(self, inputs: Tensor, count: int, name: str) -> Tensor:
         """Logits of `count` images of the set `name`, (N, C)."""
         return self.whole(inputs, count, (), name).logits
@@ -71,7 +81,7 @@ class Reader:
             ConfigError: the model or the posterior cannot give what is needed.
             FloatingPointError: a value is not finite; names the set and the images.
         """
-        wanted = set(needs)
+        wanted = self.checked(needs)
         for rows in _batches(count, self.batch_size):
             batch = self._batch(inputs, rows)
             chunk = Chunk(
@@ -82,7 +92,9 @@ class Reader:
                 continue
             for few in _batches(len(batch), max(1, MEMORY_BUDGET // (32 * chunk.logits.shape[1] ** 2))):
                 these = slice(rows.start + few.start, rows.start + few.stop)
-                covariance = self._asked(self._known_posterior().logit_covariance, batch[few], name, these)
+                covariance = self._asked(
+                    cast(Posterior, self.posterior).logit_covariance, batch[few], name, these
+                )
                 yield these, replace(chunk.rows(few), covariance=covariance)
 
     def draws(
@@ -92,7 +104,8 @@ class Reader:
 
         The blocks are the outer loop, so that a posterior may keep the functions it drew last.
         """
-        posterior = self._known_posterior()
+        self.checked(["draws"])
+        posterior = cast(Posterior, self.posterior)
         most_draws = SAMPLE_BLOCK if posterior.joint_over_images() else n
         for block, start in enumerate(range(0, n, most_draws)):
             size = min(most_draws, n - start)
@@ -107,18 +120,12 @@ class Reader:
         """What the frozen backbone knows: one pass through it serves both."""
         if not wanted & {"zeroshot", "features"}:
             return {}
-        if not isinstance(self.model, Adapter):
-            raise ConfigError(f"{type(self.model).__name__} is no adapter, so nothing is known of zero-shot")
-        features = self._asked(self.model.frozen_features, batch, name, rows, plain=False)
+        model = cast(Adapter, self.model)
+        features = self._asked(model.frozen_features, batch, name, rows, plain=False)
         found = {"features": features.cpu().double()} if "features" in wanted else {}
         if "zeroshot" in wanted:
-            found["zeroshot"] = self._asked(self.model.zeroshot_logits, features, name, rows)
+            found["zeroshot"] = self._asked(model.zeroshot_logits, features, name, rows)
         return found
-
-    def _known_posterior(self) -> Posterior:
-        if self.posterior is None:
-            raise ConfigError("draws and covariances of the logits need a posterior, and there is none")
-        return self.posterior
 
     def _batch(self, inputs: Tensor, rows: slice) -> Tensor:
         batch = inputs[rows]

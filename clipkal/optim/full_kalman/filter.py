@@ -88,7 +88,7 @@ class Kalman(Posterior, BatchOptimizer):
             and in the cross-validation always: p₀ is then the same to about a thousandth on another device).
         ratio: data over prior curvature for prior="ratio".
         prior_logit_sd: centre of the hyper-prior of p₀, which is log-normal: the prior standard deviation of a class's
-            logit. Used as it stands where nothing can be held out (one shot).
+            logit. Used as it stands where nothing is held out (one shot, no validation images).
         prior_spread: standard deviation of log p₀ under the hyper-prior.
         folds: of the cross-validation.
         draw_logit_sd: for posterior_temperature="unit".
@@ -115,8 +115,8 @@ class Kalman(Posterior, BatchOptimizer):
         solver: Literal["auto", "direct", "cg"] = "auto",
         precision: Precision = "auto",
         ratio: Variance = 1.0,
-        prior_logit_sd: Variance = 10.0,
-        prior_spread: Variance = 0.5,
+        prior_logit_sd: Variance = 8.0,
+        prior_spread: Variance = 2.0,
         folds: Several = 4,
         draw_logit_sd: Variance = 1.0,
         probes: Count = 8,
@@ -140,6 +140,15 @@ class Kalman(Posterior, BatchOptimizer):
         self.laplace: LaplacePosterior | None = None
         self._reading: LaplacePosterior | OtherClasses | None = None  # over the model's present classes
         self._samples: dict[tuple[int, int], FunctionSamples] = {}
+        self._held_out: Seen | None = None
+
+    @torch.no_grad()
+    def hold_out(self, inputs: Tensor, targets: Tensor) -> None:
+        """Images by which p₀ is judged, beside the shots' own cross-validation, at the next step; they replace earlier ones.
+
+        Raises FloatingPointError or ValueError as `step` does.
+        """
+        _, self._held_out, _ = self._linearise(inputs, targets)
 
     @torch.no_grad()
     def step(self, inputs: Tensor, targets: Tensor) -> StepInfo:  # type: ignore[override]
@@ -151,7 +160,9 @@ class Kalman(Posterior, BatchOptimizer):
         left, batch, loss = self._linearise(inputs, targets)
         seen = batch if self.seen is None else self.seen.plus(batch)
         model, v_f, v_t = reduce(left, seen.right, seen.offset, seen.labels, self.settings.precision)
-        result = fit(model, self.settings)
+        held = self._held_out
+        others = None if held is None else model.others(held.right, held.offset, held.labels, v_f)
+        result = fit(model, self.settings, others)
         model, mode = result.model, result.mode
         evidence = laplace_evidence(model, mode, self.settings.probe_vectors(model))
         direct = self.settings.direct(model.size)

@@ -1,11 +1,16 @@
-"""The scale of the prior and the temperature of the samples, from the shots alone (ours).
+"""The scale of the prior and the temperature of the samples, from the shots and what images are held out (ours).
 
-p₀ is searched as u = log a, a = p₀ · mean_i ‖f_i‖² · ‖A‖²_F / C: the prior variance of a class's (centred) logit, a number
-that means the same for every backbone, scale and number of classes. A log-normal hyper-prior on a keeps the choice sane
-where the data say little: at one shot it is all there is, and where the shots are separated the held-out likelihood is flat
-in p₀.
+p₀ is known as u = log a, a = p₀ · mean_i ‖f_i‖² · ‖A‖²_F / C: the prior variance of a class's (centred) logit, a number
+that means the same for every backbone, scale and number of classes. A score s(u) of the data and a log-normal hyper-prior on
+a give weights on an even grid of u, and p₀ is where their mean lies (`posterior_mean`):
 
-* "crossval": the held-out log-likelihood of the MAP, `CrossValidation.score`.
+    w(u) ∝ exp(s(u) − (u − centre)² / (2 · spread²)),   log a = Σ w(u) u
+
+A mean, not a maximum: at few shots the score is flat and its maximum is noise. (Averaging the *predictions* over p₀ gains no
+more, docs/study.) The score is one of
+
+* "crossval": the log-likelihood of held-out images at the MAP, `CrossValidation.score`: the shots' own folds, and the
+  images of `BatchOptimizer.hold_out` where there are some.
 * "evidence": the Laplace evidence (evidence.py), MacKay's and GPML's choice. It scores the *averaged* prediction, and with
   an isotropic prior over d² weights, most of which no task needs, averaging is right to be timid: its p₀ is too small for
   the plug-in.
@@ -14,7 +19,7 @@ in p₀.
 Folds are balanced within classes and ordered by content, not by position: the images of a class are ranked by the margin of
 their own logit at W = 0 and assigned in turn, so the choice does not depend on the order of images or classes. A class with
 a single image is never held out: what a filter knows of a class it has not seen says nothing of how to learn from its
-shots. With one shot everywhere nothing can be held out and the hyper-prior decides. A fold keeps the coordinates of the
+shots. With one shot everywhere, and no other images, the hyper-prior decides. A fold keeps the coordinates of the
 whole problem: directions only its held-out images span simply stay at their prior there.
 """
 
@@ -35,10 +40,9 @@ from clipkal.optim.full_kalman.problem import Precision, ReducedModel, Sites
 SMALL = 400
 # A log-determinant that is only reported is estimated from about this many random signs (a search uses all its probes).
 SIGNS = 3000
-# The search: MAPs to this accuracy (mode.py); log a by steps of log 4, at most four each way, to SEARCH_LOG; it walks on
-# for no less than this gain in nats per image (separable shots would walk for ever).
-SEARCH_DISTANCE, SEARCH_STEP, SEARCH_LOG, SEARCH_GAIN = 0.02, math.log(4.0), 0.75, 0.002
-SEARCH_REACH = 4 * SEARCH_STEP
+# The grid of log a: this far apart, this many steps below and above the centre; left where the weight falls by NEGLIGIBLE
+# nats below the best. MAPs for the evidence are as accurate as SEARCH_DISTANCE (mode.py).
+SEARCH_STEP, STEPS_DOWN, STEPS_UP, NEGLIGIBLE, SEARCH_DISTANCE = math.log(4.0), 5, 2, 4.0, 0.02
 # Accuracy of the final mode in the solves' precision, unless precision="float64" asks for all there is.
 FINAL, TIGHT = {torch.float64: 0.005, torch.float32: 0.02}, 1e-7
 # Cross-validation: images to hold out; about how many to look at in all (never fewer than `folds` a class; the difference
@@ -88,15 +92,18 @@ class Fit:
     metrics: dict[str, float]
 
 
-def fit(model: ReducedModel, settings: Settings) -> Fit:
-    """Chooses the hyper-parameters and solves for the mode with all the data."""
+def fit(model: ReducedModel, settings: Settings, held_out: ReducedModel | None = None) -> Fit:
+    """Chooses the hyper-parameters and solves for the mode with all the data.
+
+    held_out: images in the same coordinates, from which nothing is learnt but p₀.
+    """
     unit = model.logit_variance()
     warm = WarmStart(settings.direct(model.size, searching=True))
-    validation = CrossValidation(model, settings)
+    validation = CrossValidation(model, settings, held_out)
     log_variance, evaluations = _choose_variance(model, settings, unit, warm, validation)
     model = model.with_amplitude(math.exp(0.5 * log_variance) / math.sqrt(unit))
     if validation:  # most of the data, so a good start for all of it
-        warm.found |= validation.folds[0].warm.found
+        warm.found |= validation.folds[-1].warm.found
     mode = warm.mode(model, TIGHT if settings.precision == "float64" else FINAL[model.offset.dtype])
     temperature = _choose_temperature(model, settings, log_variance, validation)
     metrics = {
@@ -131,8 +138,7 @@ def _choose_variance(
         at = model.with_amplitude(amplitude)
         return laplace_evidence(at, warm.mode(at, SEARCH_DISTANCE), probes) - penalty
 
-    bounds, gain = (centre - SEARCH_REACH, centre + SEARCH_REACH), SEARCH_GAIN * len(model.labels)
-    return maximise(score, centre, SEARCH_STEP, SEARCH_LOG, bounds, gain)
+    return posterior_mean(score, centre)
 
 
 def _choose_temperature(
@@ -157,31 +163,53 @@ def p0_of_ratio(model: ReducedModel, ratio: float) -> float:
 
 @dataclass
 class Fold:
-    """Model of the images kept, model of the images held out, and the solver that remembers its last mode."""
+    """One part of the images held out.
+
+    Attributes:
+        kept: model of the other images.
+        held: model of the images held out.
+        weight: how much one of these counts.
+        warm: a solver that remembers its last mode.
+    """
 
     kept: ReducedModel
     held: ReducedModel
+    weight: float
     warm: WarmStart
 
 
 class CrossValidation:
-    """Held-out log-likelihoods of one reduced model by warm-started MAPs; false where no image can be held out."""
+    """Held-out log-likelihoods of one reduced model by warm-started MAPs; false where there is no image to hold out.
 
-    def __init__(self, model: ReducedModel, settings: Settings):
-        self.settings, self.total = settings, len(model.labels)
+    Args:
+        model: of all the shots.
+        settings: how many folds.
+        held_out: images that are no shots: one more fold, in which all the shots are kept.
+    """
+
+    def __init__(self, model: ReducedModel, settings: Settings, held_out: ReducedModel | None = None):
+        self.settings = settings
         if settings.precision != "float64":
             model = model.to(torch.float32)
-        most = max(settings.folds, SHOWN // max(1, model.offset.shape[1]))
-        fold = assign_folds(model, settings.folds, most)
-        self.folds: list[Fold] = []
-        self.held = 0
+        fold = assign_folds(
+            model, settings.folds, max(settings.folds, SHOWN // max(1, model.offset.shape[1]))
+        )
+        parts: list[tuple[ReducedModel, ReducedModel]] = []
+        held = 0
         for index in range(settings.folds):
             out = fold == index
             kept = ~out & (fold != LEFT_OUT)
-            if self.held < ENOUGH and bool(out.any()) and bool(kept.any()):
-                warm = WarmStart(settings.direct(model.size, searching=True))
-                self.folds.append(Fold(model.rows(kept), model.rows(out), warm))
-                self.held += int(out.sum())
+            if held < ENOUGH and bool(out.any()) and bool(kept.any()):
+                parts.append((model.rows(kept), model.rows(out)))
+                held += int(out.sum())
+        weights = [len(model.labels) / max(1, held)] * len(parts)
+        if held_out is not None and len(held_out.labels):
+            parts.append((model, held_out.to(model.offset.dtype)))
+            weights.append(1.0)
+        direct = settings.direct(model.size, searching=True)
+        self.folds = [
+            Fold(*part, weight, WarmStart(direct)) for part, weight in zip(parts, weights, strict=True)
+        ]
 
     def __bool__(self) -> bool:
         return bool(self.folds)
@@ -192,13 +220,13 @@ class CrossValidation:
         return sum(fold.warm.products for fold in self.folds)
 
     def score(self, amplitude: float) -> float:
-        """Held-out log-likelihood of the MAP at √p₀ = amplitude, scaled up to all the images."""
+        """Held-out log-likelihood of the MAP at √p₀ = amplitude: that of the shots scaled up to all of them, and the others'."""
         total = 0.0
         for fold in self.folds:
             mode = fold.warm.mode(fold.kept.with_amplitude(amplitude), DISTANCE)
             held = fold.held.with_amplitude(amplitude)
-            total += _log_score(held.logits(mode.x)[None], held.labels)
-        return total * self.total / self.held
+            total += fold.weight * _log_score(held.logits(mode.x)[None], held.labels)
+        return total
 
     def best_temperature(self, amplitude: float, pairs: int = 16) -> float | None:
         """The T in TEMPERATURES whose averaged prediction, MAP + √T (posterior sample − MAP), does best on held-out shots."""
@@ -209,7 +237,8 @@ class CrossValidation:
             centre, change = held.logits(mode.x), self._changes(kept, held, mode, pairs)
             for k, temperature in enumerate(TEMPERATURES):
                 step = math.sqrt(temperature) * change
-                scores[k] += _log_score(torch.cat((centre + step, centre - step)), held.labels)
+                both = torch.cat((centre + step, centre - step))
+                scores[k] += fold.weight * _log_score(both, held.labels)
         return TEMPERATURES[int(scores.argmax())] if self.folds else None
 
     def _changes(self, kept: ReducedModel, held: ReducedModel, mode: PosteriorMode, pairs: int) -> Tensor:
@@ -246,57 +275,18 @@ def _log_score(logits: Tensor, labels: Tensor) -> float:
     return float((log_probs.logsumexp(0) - math.log(len(logits))).sum())
 
 
-def maximise(
-    function: Callable[[float], float],
-    start: float,
-    step: float,
-    tolerance: float,
-    bounds: tuple[float, float],
-    gain: float = 0.0,
-    max_evaluations: int = 16,
-) -> tuple[float, int]:
-    """Maximiser of a smooth function near `start` inside `bounds`, and the number of evaluations.
+def posterior_mean(score: Callable[[float], float], centre: float) -> tuple[float, int]:
+    """Σ w(u) u with w(u) ∝ exp(score(u)) on the grid around `centre`, and the number of evaluations.
 
-    Walks uphill from `start` by `step` until the value rises by no more than `gain`, then follows the vertex of the
-    parabola through the best point and its two neighbours. A vertex within `tolerance` of a point already seen is
-    returned as it is. A boundary is returned where the function still rises there.
+    The grid is walked from the centre to both sides, each until the score is NEGLIGIBLE below the best.
     """
-    low, high = bounds
-    values: dict[float, float] = {}
-
-    def at(u: float) -> float:
-        if u not in values:
-            values[u] = function(u)
-        return values[u]
-
-    u = min(max(start, low), high)
-    neighbour = u + step if u + step <= high else u - step
-    direction = step if neighbour > u else -step
-    if at(neighbour) < at(u):
-        u, neighbour, direction = neighbour, u, -direction
-    while len(values) < max_evaluations:
-        u, neighbour = neighbour, min(max(neighbour + direction, low), high)
-        if neighbour == u or at(neighbour) <= at(u) + gain:
-            break
-    while len(values) < max_evaluations:
-        best = max(values, key=values.__getitem__)
-        vertex = _vertex(values, best)
-        if vertex is None:
-            break
-        if min(abs(vertex - v) for v in values) < tolerance:
-            return vertex, len(values)
-        at(vertex)
-    return max(values, key=values.__getitem__), len(values)
-
-
-def _vertex(values: dict[float, float], best: float) -> float | None:
-    """Vertex of the parabola through `best` and its nearest neighbours; None at a boundary."""
-    points = sorted(values)
-    below, above = points[: points.index(best)], points[points.index(best) + 1 :]
-    if not below or not above:
-        return None
-    left, right = best - below[-1], above[0] - best
-    rise, fall = (values[best] - values[below[-1]]) / left, (values[best] - values[above[0]]) / right
-    if rise + fall <= 0:
-        return None
-    return best + 0.5 * (rise * right - fall * left) / (rise + fall)
+    values = {centre: score(centre)}
+    for direction, steps in ((-1, STEPS_DOWN), (1, STEPS_UP)):
+        for k in range(1, steps + 1):
+            u = centre + direction * k * SEARCH_STEP
+            values[u] = score(u)
+            if values[u] < max(values.values()) - NEGLIGIBLE:
+                break
+    best = max(values.values())
+    weights = {u: math.exp(value - best) for u, value in values.items()}
+    return sum(w * u for u, w in weights.items()) / sum(weights.values()), len(values)

@@ -113,6 +113,14 @@ class ReducedModel:
         """The same coordinates, fewer images: keep [N] is a mask."""
         return replace(self, features=self.features[keep], offset=self.offset[keep], labels=self.labels[keep])
 
+    def others(self, right: Tensor, offset: Tensor, labels: Tensor, right_basis: Tensor) -> "ReducedModel":
+        """Other images, right [M, q], offset [M, C], labels [M], in these coordinates.
+
+        What of them V_F [q, r] does not span is at its prior.
+        """
+        offset = (offset - offset.mean(-1, keepdim=True)).to(self.offset)
+        return replace(self, features=right.to(right_basis) @ right_basis, offset=offset, labels=labels)
+
     def to(self, dtype: torch.dtype) -> "ReducedModel":
         """The same model in another float type."""
         parts = {name: getattr(self, name).to(dtype) for name in ("features", "classes", "offset")}

@@ -4,4 +4,5 @@ plugin.py           the softmax at the learnt parameters
 sampled.py          the mean softmax over draws from the posterior
 probit.py           closed form: logits shrunk by their variance
 laplace_bridge.py   closed form: a Dirichlet distribution of the probabilities
+novelty.py          a mixture with zero-shot, by how unlike the shots an image is
 """
