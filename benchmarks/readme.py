@@ -15,7 +15,8 @@ from pathlib import Path
 from clipkal import files
 from clipkal.report.aggregate import ID, MEAN_OOD, Row, aggregate
 from clipkal.report.collect import collect
-from clipkal.report.table import METRICS, shown
+from clipkal.report.metric import METRICS
+from clipkal.report.table import shown
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- demo: written by `make readme` -->", "<!-- demo: end -->"

@@ -62,6 +62,7 @@ def test_every_method_leaves_a_whole_run_behind(tmp_path, method):
     bayesian = method.startswith("kalman")
     assert files_of(directory) == FILES | ({"posterior.safetensors"} if bayesian else set())
     assert results["run"]["method"] == method
+    assert (results["training"]["parameters"] > 0) == (method != "zeroshot")
     assert results["sets"]["test"]["role"] == "id"
     for one in results["sets"].values():
         assert ("sampled" in one["predictive"]) == bayesian

@@ -107,7 +107,7 @@ class Recorder:
         results = {
             "run": self.run,
             **evaluation.to_dict(),
-            "training": _training_record(training),
+            "training": _training_record(training) | {"parameters": _trained_parameters(adapter)},
             "skipped": self.skipped,
             "environment": environment(),
         }
@@ -202,6 +202,10 @@ def _training_record(training: Training | None) -> dict[str, Any]:
         "last_step": training.last_step,
         "trials": [vars(trial) for trial in training.trials],
     }
+
+
+def _trained_parameters(adapter: Adapter) -> int:
+    return sum(parameter.numel() for parameter in adapter.parameters() if parameter.requires_grad)
 
 
 def _summary(evaluation: Evaluation, training: Training | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,27 +13,31 @@ from scipy import stats
 
 from clipkal.report.collect import Run
 from clipkal.report.labels import labels_of
+from clipkal.report.values import (
+    COST,
+    ID,
+    MEAN_OOD,
+    MEAN_TRANSFER,
+    NEW,
+    OVERALL,
+    H,
+    predictives_of,
+    values_of,
+)
 from clipkal.tracking.reported import SCALED, reported
-
-ID = "ID"
-MEAN_OOD = "mean OOD"
-NEW = "new"
-"""The new half of the classes, where the base half is learnt: then ID are the base classes."""
-H = "H"
-"""Harmonic mean of the accuracies on base and new classes."""
-MEAN_TRANSFER = "mean transfer"
-"""Over the other datasets that a run was tested on."""
-OVERALL = (ID, MEAN_OOD, MEAN_TRANSFER, NEW, H)
-"""What runs on different datasets can be compared and averaged by."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over seeds, and the half-width of its 95 % confidence interval (None for one seed or an infinite value)."""
+    """Mean over seeds, and the half-width of its 95 % confidence interval (None for one seed or an infinite value).
+
+    `values` are those of the single `seeds`, in their order.
+    """
 
     mean: float
     half_width: float | None
     values: tuple[float, ...]
+    seeds: tuple[Any, ...] = ()
 
 
 @dataclass
@@ -46,9 +51,10 @@ class Row:
         trained: False for zero-shot, where the shots do not matter.
         seeds: the seeds averaged over.
         run_ids: their runs; empty for an average over datasets.
-        values: (set, metric) -> Estimate, with the sets "ID", each OOD and transfer set by name, and what of
-            `OVERALL` there is.
+        values: (set, metric) -> Estimate, with the sets "ID", each OOD and transfer set by name, what of
+            `OVERALL` there is, and `COST`.
         facts: set -> {role, n, classes, bins}.
+        parts: of an average over datasets, the rows it is made of.
     """
 
     dataset: str
@@ -63,6 +69,12 @@ class Row:
     run_ids: list[str]
     values: dict[tuple[str, str], Estimate] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    parts: list["Row"] = field(default_factory=list)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the predictive has a fitted temperature."""
+        return self.predictive.endswith(SCALED)
 
     def named(self, role: str) -> list[str]:
         """Names of the sets with a role ("id", "ood", "transfer"), in the order of the run."""
@@ -71,16 +83,14 @@ class Row:
     @property
     def order(self) -> tuple[Any, ...]:
         """Sorts rows by dataset, backbone, shots, method and predictive."""
-        plugin = self.predictive.removesuffix(SCALED) == "plugin"
-        scaled = self.predictive.endswith(SCALED)
         return (
             self.dataset,
             self.backbone,
             shots_rank(self.shots),
             self.label,
             not self.reported,
-            scaled,
-            plugin,
+            self.scaled,
+            self.predictive.removesuffix(SCALED) == "plugin",
             self.predictive,
         )
 
@@ -90,13 +100,18 @@ def shots_rank(shots: str) -> float:
     return float(shots) if re.fullmatch(r"\d+", shots) else math.inf
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], seeds: Sequence[Any] = ()) -> Estimate:
     """Mean ± t₀.₉₇₅ · s / √n with Student's t for n − 1 degrees of freedom, over seeds (n ≥ 1 values)."""
     mean = float(np.mean(values))
     if len(values) < 2 or not math.isfinite(mean):
-        return Estimate(mean, None, tuple(values))
+        return Estimate(mean, None, tuple(values), tuple(seeds))
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return Estimate(mean, float(stats.t.ppf(0.975, len(values) - 1)) * spread, tuple(values))
+    return Estimate(mean, _t975(len(values) - 1) * spread, tuple(values), tuple(seeds))
+
+
+@lru_cache
+def _t975(freedom: int) -> float:
+    return float(stats.t.ppf(0.975, freedom))
 
 
 def aggregate(runs: Iterable[Run]) -> list[Row]:
@@ -118,8 +133,8 @@ def _family_rows(family: list[Run]) -> Iterable[Row]:
     for run, label in zip(family, labels_of(family), strict=True):
         groups[label, str(run.run["shots"])].append(run)
     for (label, shots), members in groups.items():
-        for predictive in dict.fromkeys(p for run in members for p in _predictives(run)):
-            having = [run for run in members if predictive in _predictives(run)]
+        for predictive in dict.fromkeys(p for run in members for p in predictives_of(run)):
+            having = [run for run in members if predictive in predictives_of(run)]
             yield _row(label, shots, predictive, having, roles)
 
 
@@ -132,46 +147,20 @@ def _row(label: str, shots: str, predictive: str, runs: list[Run], roles: dict[s
         method=str(about["method"]),
         label=label,
         predictive=predictive,
-        reported=predictive == reported(_predictives(runs[0])),
+        reported=predictive == reported(predictives_of(runs[0])),
         trained=str(about["optimizer"]) != "none",
         shots=shots,
         seeds=[run.run["seed"] for run in runs],
         run_ids=[run.run_id for run in runs],
     )
-    collected: dict[tuple[str, str], list[float]] = defaultdict(list)
+    collected: dict[tuple[str, str], list[tuple[float, Any]]] = defaultdict(list)
     for run in runs:
-        values = _values(run, predictive)
+        values = values_of(run, predictive)
         for key, value in (values | _overall(values, roles)).items():
-            collected[key].append(value)
+            collected[key].append((value, run.run["seed"]))
         row.facts |= _facts(run, predictive)
-    row.values = {key: estimate(values) for key, values in collected.items()}
+    row.values = {key: estimate(*zip(*pairs, strict=True)) for key, pairs in collected.items()}
     return row
-
-
-def _predictives(run: Run) -> list[str]:
-    return list(dict.fromkeys(p for one in run.sets.values() for p in one["predictive"]))
-
-
-def _column(name: str, one: dict[str, Any]) -> str:
-    return ID if one["role"] == "id" else name
-
-
-def _values(run: Run, predictive: str) -> dict[tuple[str, str], float]:
-    """(set, metric) -> value of one run; a null NLL is the infinite one that JSON cannot write."""
-    found: dict[tuple[str, str], float] = {}
-    for name, one in run.sets.items():
-        for metric, value in one["predictive"].get(predictive, {}).items():
-            if value is None and metric == "nll":
-                value = math.inf
-            if isinstance(value, int | float) and metric not in ("n", "bins", "classes"):
-                found[_column(name, one), metric] = float(value)
-    for name, scores in run.detection.items():
-        for score, entry in scores.items():
-            if entry.get("predictive") == predictive:
-                plain = score.removeprefix("plugin_")
-                found[name, f"auroc_{plain}"] = float(entry["auroc"])
-                found[name, f"fpr95_{plain}"] = float(entry["fpr95"])
-    return found
 
 
 def _overall(values: dict[tuple[str, str], float], roles: dict[str, str]) -> dict[tuple[str, str], float]:
@@ -199,7 +188,7 @@ def _mean(
 
 def _facts(run: Run, predictive: str) -> dict[str, dict[str, Any]]:
     return {
-        _column(name, one): {"role": one["role"]}
+        (ID if one["role"] == "id" else name): {"role": one["role"]}
         | {key: metrics.get(key) for key in ("n", "classes", "bins")}
         for name, one in run.sets.items()
         if (metrics := one["predictive"].get(predictive)) is not None
@@ -232,12 +221,20 @@ def _merged(group: list[Row]) -> Row | None:
         return None
     first = group[0]
     row = replace(
-        first, dataset=f"average of {len(group)} datasets", seeds=seeds, run_ids=[], values={}, facts={}
+        first,
+        dataset=f"average of {len(group)} datasets",
+        seeds=seeds,
+        run_ids=[],
+        values={},
+        facts={},
+        parts=group,
     )
     for key in first.values:
-        if key[0] in OVERALL and all(len(r.values.get(key, _NONE).values) == len(r.seeds) for r in group):
+        if key[0] in (*OVERALL, COST) and all(
+            len(r.values.get(key, _NONE).values) == len(r.seeds) for r in group
+        ):
             per_seed = [[r.values[key].values[r.seeds.index(seed)] for seed in seeds] for r in group]
-            row.values[key] = estimate(np.mean(per_seed, axis=0).tolist())
+            row.values[key] = estimate(np.mean(per_seed, axis=0).tolist(), seeds)
     return row
 
 

@@ -17,13 +17,15 @@ ASIDE = ".old-"
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run, as its results.json tells it."""
+    """One finished run, as its results.json tells it; `training` and `environment` are empty where it has none."""
 
     path: Path
     run_id: str
     run: dict[str, Any]
     sets: dict[str, Any]
     detection: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -98,4 +100,5 @@ def _is_run(config: Path) -> bool:
 
 def _read(path: Path) -> Run:
     content = read_results(path)
-    return Run(path, content["run_id"], content["run"], content["sets"], content.get("detection") or {})
+    parts = (content.get(key) or {} for key in ("detection", "training", "environment"))
+    return Run(path, content["run_id"], content["run"], content["sets"], *parts)

@@ -1,39 +1,55 @@
 """Which figures a report has, by section and caption."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from clipkal.report.aggregate import ID, MEAN_OOD, Row, over_datasets
+from clipkal.report.aggregate import Row
+from clipkal.report.bars import calibration_bars
 from clipkal.report.collect import Run
-from clipkal.report.figures import calibration_bars, id_against_ood, learning_curves
+from clipkal.report.figures import over_shots
+from clipkal.report.metric import METRICS
+from clipkal.report.passes import passes_figure
+from clipkal.report.rank_view import rank_figure
 from clipkal.report.reliability import MARKS, reliability_grid
+from clipkal.report.risk import risk_figure
+from clipkal.report.scatter import cost_against_quality, id_against_ood
+from clipkal.report.table import families, title_of
+from clipkal.report.values import COST, ID, MEAN_OOD
 
 MOST_PANELS = 6
 """Rows of the reliability figure; beyond that a page of dots says nothing."""
 
-
-def draw(rows: Sequence[Row], runs: Sequence[Run]) -> dict[str, dict[str, Figure]]:
-    """{section title: {caption: figure}}, with the section titles of `table.sections`."""
-    families: dict[tuple[str, str], list[Row]] = defaultdict(list)
-    for row in [*over_datasets(rows), *rows]:
-        families[row.dataset, row.backbone].append(row)
-    return {f"{d} · {b}": _family(family, runs) for (d, b), family in families.items()}
+Problem = Callable[[str], None]
 
 
-def _family(rows: list[Row], runs: Sequence[Run]) -> dict[str, Figure]:
-    figures: dict[str, Figure] = {}
+def draw(rows: Sequence[Row], runs: Sequence[Run], problem: Problem = print) -> dict[str, dict[str, Figure]]:
+    """{section title: {caption: figure}}, with the section titles of `sections`.
+
+    `problem` is told, in a line each, of files of runs that cannot be read; figures are drawn without them.
+    """
+    return {title_of(family): _family(family, runs, problem) for family in families(rows).values()}
+
+
+def _family(rows: list[Row], runs: Sequence[Run], problem: Problem) -> dict[str, Figure]:
+    accuracy, *probabilities = METRICS
+    figures: dict[str, Figure | None] = {}
     if _has(rows, ID):
-        figures["Accuracy against shots"] = learning_curves(rows)
+        figures["Accuracy against shots"] = over_shots(rows, [accuracy])
+        figures["NLL and ECE against shots"] = over_shots(rows, probabilities)
     if _has(rows, ID) and _has(rows, MEAN_OOD):
         figures["In against out of distribution"] = id_against_ood(rows)
+    figures["Ranks over datasets"] = rank_figure(rows)
     figures["Calibration"] = calibration_bars(rows)
     panels = _panels(rows, runs)
     if panels:
         figures["Reliability, one seed"] = reliability_grid(panels)
-    return figures
+    figures["Risk against coverage"] = risk_figure(rows, runs, problem)
+    figures["Learning curves, pass by pass"] = passes_figure(rows, runs, problem)
+    if any(row.trained and (COST, "seconds") in row.values for row in rows):
+        figures["Cost beside quality"] = cost_against_quality(rows)
+    return {caption: figure for caption, figure in figures.items() if figure is not None}
 
 
 def _has(rows: Sequence[Row], name: str) -> bool:

@@ -66,6 +66,7 @@ def _refuse(constant: str) -> None:
 def _problem(content: dict[str, Any]) -> str:
     """What is wrong, with its place; "" where nothing is."""
     run, sets, detection = content.get("run"), content.get("sets"), content.get("detection") or {}
+    environment, training = content.get("environment") or {}, content.get("training") or {}
     if not isinstance(content.get("run_id"), str):
         return "run_id is no text"
     if not isinstance(run, dict) or not all(isinstance(run.get(k, ()), str | int | None) for k in RUN_KEYS):
@@ -76,6 +77,10 @@ def _problem(content: dict[str, Any]) -> str:
         return "sets is empty or no mapping"
     if not isinstance(detection, dict) or not all(map(_scores, detection.values())):
         return "detection is no table of scores"
+    if not isinstance(environment, dict):
+        return "environment is no mapping"
+    if not isinstance(training, dict) or not _trials(training.get("trials", [])):
+        return "training is no record of trials with a curve each"
     problems = ((name, _set_problem(one)) for name, one in sets.items())
     return next((printable(f"sets.{name}{problem}") for name, problem in problems if problem), "")
 
@@ -94,11 +99,13 @@ def _metric_problem(metrics: Any) -> str:
     if not isinstance(metrics, dict):
         return " is no mapping"
     for name in NEEDED:
-        if not _number(metrics.get(name)):
+        if not is_number(metrics.get(name)):
             return f".{name} is missing or no number"
-    for name, value in metrics.items():
-        if not (value is None or isinstance(value, list | dict) or _number(value)):
+    for name, value in metrics.items():  # beside numbers, what a later clipkal may add
+        if not (value is None or isinstance(value, list | dict | str | bool) or is_number(value)):
             return f".{name} is no number"
+    if isinstance(metrics.get("nll"), list | dict | str | bool):
+        return ".nll is no number"
     if "reliability" in metrics and not _reliability(metrics):
         return ".reliability is no list of bins"
     return ""
@@ -106,26 +113,33 @@ def _metric_problem(metrics: Any) -> str:
 
 def _reliability(metrics: dict[str, Any]) -> bool:
     bins = metrics["reliability"]
-    return _number(metrics.get("confidence")) and isinstance(bins, list) and all(map(_bin, bins))
+    return is_number(metrics.get("confidence")) and isinstance(bins, list) and all(map(_bin, bins))
 
 
 def _bin(one: Any) -> bool:
-    if not isinstance(one, dict) or not _number(one.get("n")) or one["n"] < 0:
+    if not isinstance(one, dict) or not is_number(one.get("n")) or one["n"] < 0:
         return False
-    return not one["n"] or (_number(one.get("accuracy")) and _number(one.get("confidence")))
+    return not one["n"] or (is_number(one.get("accuracy")) and is_number(one.get("confidence")))
 
 
 def _scores(table: Any) -> bool:
     return isinstance(table, dict) and all(
         isinstance(score, dict)
         and isinstance(score.get("predictive"), str)
-        and _number(score.get("auroc"))
-        and _number(score.get("fpr95"))
+        and is_number(score.get("auroc"))
+        and is_number(score.get("fpr95"))
         for score in table.values()
     )
 
 
-def _number(value: Any) -> bool:
+def _trials(trials: Any) -> bool:
+    return isinstance(trials, list) and all(
+        isinstance(one, dict) and isinstance(one.get("curve", []), list) for one in trials
+    )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a number of a believable size, and not a truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 

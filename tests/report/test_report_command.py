@@ -15,21 +15,30 @@ from synthetic_runs import write_run
 from clipkal.report.command import main
 from clipkal.report.table import LEGEND
 
+FILES = ["index.html", "table.md", "table.tex", "table.csv", "seeds.csv", "paired.csv"]
+
 
 def test_writes_the_report_and_names_it(outputs: Path, tmp_path: Path, capsys) -> None:
     main([str(outputs), "--out", str(tmp_path / "report")])
     out = capsys.readouterr().out
     assert "kalman" in out and "average of 2 datasets" in out and "36 runs" in out
-    assert out.rstrip().splitlines()[-3:] == [
-        f"open {tmp_path}/report/index.html",
-        f"     {tmp_path}/report/table.md",
-        f"     {tmp_path}/report/table.csv",
-    ]
-    assert len(list((tmp_path / "report" / "figures").glob("*.png"))) == 3 + 4 + 4
+    first, *others = out.rstrip().splitlines()[-len(FILES) :]
+    assert first == f"open {tmp_path}/report/index.html"
+    assert [line.strip() for line in others] == [f"{tmp_path}/report/{name}" for name in FILES[1:]]
+    assert len(list((tmp_path / "report" / "figures").glob("*.png"))) == 4 + 5 + 5
     page = (tmp_path / "report" / "index.html").read_text()
-    assert page.count("<img") == 11 and page.count("data:image/png;base64,") == 11
-    assert not re.search(r"<script|<link|@import|url\(|src=\"(?!data:)|https?://", page)
+    assert page.count("<img") == 14 and page.count("data:image/png;base64,") == 14
+    assert not re.search(r"<script src|<link|@import|url\(|src=\"(?!data:)|https?://", page)
     assert page.count("<table>") == page.count("</table>") > 10
+    for text in (
+        f"clipkal-report {outputs} --out",
+        "2 datasets",
+        "digits, shapes",
+        "1, 2, 3",
+        "adamw",
+        "clipkal 0",
+    ):
+        assert text in page.partition("<h2")[0], text
 
 
 def test_default_place_is_not_read_back(tmp_path: Path, capsys) -> None:
@@ -38,7 +47,7 @@ def test_default_place_is_not_read_back(tmp_path: Path, capsys) -> None:
         main([str(tmp_path), "--no-figures"])
     out = capsys.readouterr().out
     assert "1 run\n" in out and "one seed only" in out
-    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["table.csv", "table.md"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == sorted(FILES[1:])
 
 
 def test_sets_prints_every_ood_set(outputs: Path, tmp_path: Path, capsys) -> None:

@@ -11,10 +11,14 @@ from PIL import Image
 from synthetic_runs import evaluation, write_run
 
 from clipkal.report.aggregate import ID, MEAN_OOD, aggregate
+from clipkal.report.bars import calibration_bars
 from clipkal.report.collect import collect
 from clipkal.report.draw import draw
-from clipkal.report.figures import calibration_bars, id_against_ood, learning_curves, reliability_figure
+from clipkal.report.figures import over_shots
+from clipkal.report.metric import METRICS
 from clipkal.report.page import picture
+from clipkal.report.reliability import reliability_figure
+from clipkal.report.scatter import id_against_ood
 from clipkal.report.style import PALETTE, paler, styles
 
 
@@ -27,8 +31,8 @@ def digits(outputs: Path):
     return aggregate(collect([outputs / "digits"]).runs)
 
 
-def test_learning_curves_show_the_means(digits) -> None:
-    figure = learning_curves(digits)
+def test_curves_over_shots_show_the_means(digits) -> None:
+    figure = over_shots(digits, METRICS[:1])
     left, right = figure.axes
     for axes, name in ((left, ID), (right, MEAN_OOD)):
         lines = {line.get_label(): line for line in axes.lines}
@@ -53,7 +57,12 @@ def test_one_run_without_ood_and_an_infinite_nll_still_draw(tmp_path: Path) -> N
     rows = aggregate(collect([tmp_path]).runs)
     rows[0].values[ID, "nll"] = type(rows[0].values[ID, "nll"])(float("inf"), None, (float("inf"),))
     for captions in draw(rows, collect([tmp_path]).runs).values():
-        assert set(captions) == {"Accuracy against shots", "Calibration", "Reliability, one seed"}
+        assert set(captions) == {
+            "Accuracy against shots",
+            "NLL and ECE against shots",
+            "Calibration",
+            "Reliability, one seed",
+        }
         assert all(pixels(figure).std() > 2 for figure in captions.values())
 
 
@@ -97,6 +106,6 @@ def test_styles_are_stable_and_distinct() -> None:
 def test_no_pyplot_state(digits) -> None:
     import sys
 
-    learning_curves(digits)
+    over_shots(digits, METRICS[:1])
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()

@@ -14,9 +14,15 @@ import pytest
 from synthetic_runs import write_run
 
 from clipkal.errors import ClipkalError, DataError
+from clipkal.report.against import Baseline, comparisons
 from clipkal.report.aggregate import aggregate, over_datasets
 from clipkal.report.collect import collect
-from clipkal.report.table import csv_text, markdown, rich_table, sections
+from clipkal.report.latex import latex
+from clipkal.report.markdown import markdown
+from clipkal.report.section import sections
+from clipkal.report.table import families
+from clipkal.report.terminal import rich_table
+from clipkal.report.tidy import means_csv, paired_csv, seeds_csv
 from clipkal.tracking import RunDirectory, metrics_file
 from clipkal.tracking import directory as directory_module
 
@@ -93,8 +99,13 @@ def test_a_changed_results_file_is_reported_on_or_left_out_by_name(
             assert "4shot-seed1/results.json" in str(error) and "\n" not in str(error)
             continue
         rows = aggregate([run])
-        parts = sections([*over_datasets(rows), *rows])
-        csv_text(rows).encode(), markdown(parts).encode(), [rich_table(part.overview) for part in parts]
+        rows = [*over_datasets(rows), *rows]
+        base = Baseline(rows[0].label)
+        made = [one for family in families(rows).values() for one in comparisons(family, base)]
+        parts = sections(rows, [run], base, made)
+        texts = (means_csv(rows), seeds_csv(rows), paired_csv(made), markdown(parts), latex(parts))
+        assert all(text.encode() for text in texts)
+        _ = [rich_table(table) for part in parts for table in part.usual()]
     assert size[0] * 0.2 < left_out < size[0]
 
 

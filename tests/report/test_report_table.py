@@ -9,17 +9,17 @@ import pytest
 
 from clipkal.report.aggregate import ID, Estimate, aggregate, over_datasets
 from clipkal.report.collect import collect
+from clipkal.report.markdown import markdown
+from clipkal.report.metric import METRICS
+from clipkal.report.section import sections
 from clipkal.report.table import (
     HEAD,
-    METRICS,
     Section,
     build,
-    csv_text,
-    markdown,
-    rich_table,
-    sections,
     shown,
 )
+from clipkal.report.terminal import rich_table
+from clipkal.report.tidy import means_csv
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_scaling_is_left_out_of_the_accuracy_table_only(parts: list[Section]) ->
     assert "plugin_scaled" not in accuracy and "plugin_scaled" in nll
 
 
-def test_best_is_per_column_and_shots(rows) -> None:
+def test_the_best_mean_is_marked_per_column_and_shots(rows) -> None:
     digits = [row for row in rows if row.dataset == "digits"]
     for metric in METRICS:
         table = build(digits, metric)
@@ -70,7 +70,10 @@ def test_best_is_per_column_and_shots(rows) -> None:
             lines = [i for i, cells in enumerate(table.cells) if cells[2] == shots]
             numbers = {i: float(table.cells[i][column].split()[0]) for i in lines}
             top = (max if metric.higher_is_better else min)(numbers.values())
-            assert {i for i in lines if (i, column) in table.best} == {i for i in lines if numbers[i] == top}
+            best = {i for i in lines if (i, column) in table.best}
+            marked = {i for i in lines if (i, column) in table.top}
+            assert len(marked) == 1 and {numbers[i] for i in marked} == {top}
+            assert {i for i in lines if numbers[i] == top} <= best
 
 
 def test_markdown_is_a_table_with_escapes(parts: list[Section]) -> None:
@@ -84,7 +87,7 @@ def test_markdown_is_a_table_with_escapes(parts: list[Section]) -> None:
 
 
 def test_csv_has_every_number(rows) -> None:
-    frame = pd.read_csv(io.StringIO(csv_text(rows)))
+    frame = pd.read_csv(io.StringIO(means_csv(rows)))
     row = next(
         r
         for r in rows

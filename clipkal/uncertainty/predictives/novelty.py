@@ -102,7 +102,7 @@ class Novelty(Predictive):
         return self.world.novelty(features, self.shift, self.separation)
 
     def predict(self, chunk: Chunk) -> Prediction:
-        u = _part(chunk.novelty)
+        u = self.novelty(_part(chunk.features)) if chunk.novelty is None else chunk.novelty
         v = self.doubt + (1 - self.doubt) * self.failure * u
         learnt, zeroshot = self._parts(chunk)
         log_probs = torch.logaddexp((-v).log1p()[:, None] + learnt, v.log()[:, None] + zeroshot)
