@@ -36,6 +36,8 @@ FILES = {
     "adapter.safetensors",
     "finished.json",
     "figures/reliability.png",
+    "figures/risk_coverage.png",
+    "figures/uncertainty.png",
 }
 
 

@@ -106,7 +106,9 @@ def test_chunks_come_in_any_order_and_none_may_be_missing(name):
     predictive = build_predictive(compose([f"predictive={name}"]))
     root = torch.randn(6, C, C, generator=seeded(), dtype=F64)
     logits, draws = (torch.randn(*shape, C, generator=seeded(2), dtype=F64) for shape in ((6,), (9, 6)))
-    chunk = Chunk(logits, root @ root.mT, logits.flip(1), logits)
+    chunk = Chunk(
+        logits, root @ root.mT, logits.flip(1), logits, torch.rand(6, generator=seeded(3), dtype=F64)
+    )
 
     def read(*slices: slice) -> Prediction:
         accumulator = predictive.begin(6, C)
