@@ -108,6 +108,25 @@ class Report(Protocol):
     def __call__(self, trial: int, epoch: int, values: dict[str, float]) -> None: ...
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Where a trial stands after a step: how many of its `steps` are done, and what it has seen in them.
+
+    `batch`: images of that step; `images`: of all steps so far; `epoch`: passes over the shots so far.
+    """
+
+    trial: int
+    step: int
+    steps: int
+    epoch: float
+    images: int
+    batch: int
+
+
+Watch = Callable[[Progress, StepInfo], None]
+"""Hears about every step."""
+
+
 def train(
     adapter: Adapter,
     build: Build,
@@ -115,6 +134,7 @@ def train(
     plan: Plan,
     saver: Saver | None = None,
     report: Report | None = None,
+    watch: Watch | None = None,
 ) -> Training:
     """Runs every trial of the plan and leaves the best parameters in `adapter`.
 
@@ -124,7 +144,7 @@ def train(
     """
     started = time.perf_counter()
     start = copy.deepcopy(adapter.state_dict())
-    loop = _Loop(adapter, build, task, plan, saver, report)
+    loop = _Loop(adapter, build, task, plan, saver, report, watch)
     state = saver.restore() if saver else None
     first = loop.resume(state) if state else 0
     for index in range(first, len(plan.rates)):
@@ -150,9 +170,10 @@ class _Loop:
         plan: Plan,
         saver: Saver | None,
         report: Report | None,
+        watch: Watch | None,
     ):
         self.adapter, self.build, self.task, self.plan = adapter, build, task, plan
-        self.saver, self.report = saver, report
+        self.saver, self.report, self.watch = saver, report, watch
         self.shots = task.shots
         self.device = next(adapter.parameters()).device
         self.trials: list[Trial] = []
@@ -190,12 +211,20 @@ class _Loop:
             self._add(info, len(chosen))
             self.last_step = _reported(info)
             self.position = position + 1
+            if self.watch:
+                self.watch(self._progress(index, len(batches), len(chosen)), info)
             if self.saver:
                 self.saver.after_step(lambda: self.state(index))
         self.epoch, self.position = self.epoch + 1, 0
         means = {name: total / len(self.shots.labels) for name, total in self.sums.items()}
         self.sums = {}
         self._judge(index, self.epoch, means)
+
+    def _progress(self, index: int, batches: int, batch: int) -> Progress:
+        count = len(self.shots.labels)
+        seen = min(count, self.position * (self.plan.batch_size or count))
+        done, images = self.epoch * batches + self.position, self.epoch * count + seen
+        return Progress(index, done, self.plan.epochs * batches, images / count, images, batch)
 
     def _add(self, info: StepInfo, images: int) -> None:
         """An epoch reports, an image, the loss of every batch before its step and, where there is one, the log evidence."""

@@ -3,7 +3,8 @@
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -15,31 +16,40 @@ from clipkal.data import FeatureSet, FewShotTask
 from clipkal.errors import ClipkalError
 from clipkal.evaluation import Evaluation
 from clipkal.files import digest
-from clipkal.recording import predictions
+from clipkal.optim.base import StepInfo
+from clipkal.recording import charts, predictions
 from clipkal.recording.checkpoint import Checkpoint, save_adapter
+from clipkal.recording.curves import Curves, about_step
 from clipkal.recording.interrupt import Interrupt
 from clipkal.recording.places import places
-from clipkal.tracking import RunDirectory, WandbMirror, environment, other_choices
+from clipkal.tracking import Mirror, RunDirectory, environment, other_choices
 from clipkal.tracking.inputs import Record, inputs_of
-from clipkal.training import State, Training
+from clipkal.tracking.tracker import Lines
+from clipkal.training import Progress, State, Training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("clipkal")
+
+EPOCHS = 100_000
+"""More epochs than any trial has."""
 
 MOST_CLASSES = 200
 """With more classes than this, predictions.parquet leaves the probabilities out (1000 are 4 kB an image)."""
 FINAL = ("accuracy", "nll", "brier", "ece")
-"""The metrics that go to metrics.csv and W&B's summary; results.json has all."""
+"""The metrics that go to metrics.csv and finished.json; results.json has all."""
 
 
 class Recorder:
     """Writes one run's files as they come to be known: shots, curves, checkpoints, results.
 
-    It is the training loop's `Saver` (a checkpoint every `checkpoint_every` seconds, and at once when a
-    signal asks
-    the run to stop: then SystemExit) and its `Report` (a line in metrics.csv and W&B for every epoch).
+    It is the training loop's `Saver` (a checkpoint every `checkpoint_every` seconds, and at once when a signal asks the run
+    to stop: then SystemExit), its `Report` (lines in metrics.csv and on the dashboard for every epoch) and its `Watch` (a
+    few hundred points on the dashboard for the steps).
     """
 
-    def __init__(self, cfg: DictConfig, directory: RunDirectory, mirror: WandbMirror, identity: str):
+    def __init__(self, cfg: DictConfig, directory: RunDirectory, mirror: Mirror, identity: str):
         self.cfg, self.directory, self.mirror, self.identity = cfg, directory, mirror, identity
         self.interrupt = Interrupt()
         self.path = directory.path / "checkpoint.pt"
@@ -48,6 +58,9 @@ class Recorder:
         self.skipped: dict[str, list[str]] = {}
         self.fingerprint: dict[str, Any] = {}
         self.inputs: Record = {}
+        self.environment = environment()
+        self.curves = Curves(mirror, cfg.tracking.curve_points)
+        self.last_step: dict[str, float] = {}
 
     def begin(self, task: FewShotTask, skipped: dict[str, list[str]]) -> None:
         """Records which images were drawn, which could not be read, and what files all that came from."""
@@ -61,6 +74,9 @@ class Recorder:
             "train_images": len(task.shots),
             "val_images": 0 if task.val is None else len(task.val),
         }
+        self.task = task
+        self.curves.images = len(task.shots)
+        self._describe_on_mirror()
         self.fingerprint = {
             "run": self.identity,
             "shots": task.record["sha256"],
@@ -68,7 +84,13 @@ class Recorder:
             "features": _content(task.shots),
         }
 
-    # -- the training loop's Saver and Report --
+    def _describe_on_mirror(self) -> None:
+        """What the configuration does not say: what was drawn, from which files, by which versions, on what."""
+        drawn = {name: value for name, value in self.run.items() if name not in ("overrides", "classes")}
+        drawn |= {"classes": len(self.run["classes"])}
+        self.mirror.config({"run": drawn, "inputs": self.inputs, "environment": self.environment})
+
+    # -- the training loop's Saver, Report and Watch --
 
     def restore(self) -> State | None:
         """The state of an interrupted run of the same settings, or None."""
@@ -76,6 +98,8 @@ class Recorder:
         if state:
             log.info("going on from the checkpoint in %s", self.directory.path)
             self.directory.trim(_step(state["trial"], state["epoch"] + 1))
+            if self.mirror.wants_all:
+                self._replay()
         else:
             self.directory.trim(0)
         return state
@@ -90,12 +114,25 @@ class Recorder:
             log.info("stopped; the same command goes on from here")
             raise SystemExit(self.interrupt.exit_code)
 
+    def _replay(self) -> None:
+        """Gives the mirror the epochs that metrics.csv has from before the interruption."""
+        epochs: dict[int, dict[str, float]] = {}
+        for step, _, _, metric, value in self.directory.logged():
+            epochs.setdefault(step, {})[metric] = value
+        for step, values in epochs.items():
+            self.curves.epoch(*divmod(step, EPOCHS), values)
+
     def epoch(self, trial: int, epoch: int, values: dict[str, float]) -> None:
-        """One line for every finished epoch of every trial."""
-        named = {name: value for name, value in values.items() if name != "epoch"}
+        """The lines for a finished epoch of a trial: its means, and what the optimiser reported of its last step."""
+        named = {name: value for name, value in values.items() if name != "epoch"} | self.last_step
         self.directory.log_all(_step(trial, epoch), f"trial{trial}", self.cfg.dataset.name, named)
-        curve = {f"trial{trial}/{name}": value for name, value in named.items()}
-        self.mirror.log({**curve, "epoch": epoch}, step=_step(trial, epoch))
+        self.curves.epoch(trial, epoch, named)
+        self.last_step = {}
+
+    def step(self, progress: Progress, info: StepInfo) -> None:
+        """A point on the dashboard for the step, if it is its turn."""
+        self.last_step = about_step(info)
+        self.curves.step(progress, info)
 
     # -- the end --
 
@@ -106,7 +143,7 @@ class Recorder:
             **evaluation.to_dict(),
             "training": _training_record(training),
             "skipped": self.skipped,
-            "environment": environment(),
+            "environment": self.environment,
         }
         about = {**self.run, "run_id": self.identity, "adapter_settings": adapter.describe()}
         self._log_final(evaluation, training)
@@ -118,28 +155,57 @@ class Recorder:
         if training and training.posterior is not None:
             state = training.optimizer.state_dict()["extra"]
             self.directory.save_tensors("posterior", _tensors(state), {**about, **_scalars(state)})
-        if self._wants_figure():
-            self._draw(evaluation)
+        if self._wants(self.cfg.figures):
+            self._draw("reliability", lambda: reliability(evaluation))
+        self._show(evaluation, training)
+        self._artifacts(saved)
         summary = _summary(evaluation, training)
-        self.mirror.summary(summary)
-        self.mirror.artifact([self.directory.results_path, self.directory.path / "shots.json", saved])
         self.directory.finish(summary, self.inputs)
         Checkpoint.delete(self.path)
         log.info("%s  %s", self.directory.path, _headline(summary))
+        if self.mirror.later_line and not in_multirun():
+            log.info("%s", self.mirror.later_line)
         return summary["val_nll"]
 
-    def _wants_figure(self) -> bool:
-        """A single run shows its own reliability diagram; those of a multirun's jobs are drawn by clipkal-report."""
-        if self.cfg.figures != "auto":
-            return self.cfg.figures
-        return not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
-
-    def _draw(self, evaluation: Evaluation) -> None:
-        """The reliability figure. A view of results.json, whose failure must not keep the run from finishing."""
+    def _show(self, evaluation: Evaluation, training: Training | None) -> None:
+        """The finished run on the dashboard. A view of results.json, whose failure must not keep the run from finishing."""
+        if self.mirror.mode == "disabled":
+            return
         try:
-            from clipkal.report.reliability import reliability_figure
+            self.curves.kept(training)
+            final = charts.final_metrics(evaluation)
+            self.mirror.log(final, step=self.curves.steps, epoch=self.curves.last_epoch)
+            self.mirror.summary(charts.headline(final, training))
+            self.mirror.table("tables/sets", *charts.sets_table(evaluation))
+            self.mirror.table("tables/classes", *charts.classes_table(evaluation, self.task.class_names))
+            self.mirror.lines("charts/reliability", charts.reliability_lines(evaluation))
+            curve = charts.risk_coverage_lines(evaluation)
+            self.mirror.lines("charts/risk_coverage", curve)
+            if self._wants(self.cfg.tracking.media):
+                self._draw("risk_coverage", lambda: lines(curve))
+                about = (evaluation, self.task.class_names, self.task.images, self.cfg.seed)
+                self.mirror.table("tables/images", *charts.images_table(*about))
+        except ClipkalError:  # a full disk
+            raise
+        except Exception as error:
+            log.warning("%s: the dashboard could not be given everything (%s)", self.directory.path, error)
 
-            self.mirror.image(self.directory.save_figure("reliability", reliability_figure(evaluation)))
+    def _artifacts(self, adapter: Path) -> None:
+        """Shots, adapter with posterior, and predictions, each a versioned artifact."""
+        if self.cfg.tracking.artifacts:
+            folder = self.directory.path
+            self.mirror.artifact("shots", [folder / "shots.json"])
+            self.mirror.artifact("model", [adapter, folder / "posterior.safetensors", folder / "config.yaml"])
+            self.mirror.artifact("predictions", [folder / "predictions.parquet", self.directory.results_path])
+
+    def _wants(self, choice: bool | str) -> bool:
+        """Whether to draw; auto: single runs show their own figures, those of a multirun's jobs are clipkal-report's."""
+        return not in_multirun() if choice == "auto" else bool(choice)
+
+    def _draw(self, name: str, make: Callable[[], "Figure"]) -> None:
+        """A figure, here and on the dashboard, whose failure must not keep the run from finishing."""
+        try:
+            self.mirror.image(self.directory.save_figure(name, make()))
         except ClipkalError:  # a full disk
             raise
         except Exception as error:  # a broken installation of matplotlib, a matplotlibrc that it refuses, …
@@ -152,6 +218,25 @@ class Recorder:
             for predictive, metrics in one.metrics.items():
                 named = {f"{predictive}/{metric}": metrics[metric] for metric in FINAL}
                 self.directory.log_all(step, one.role, name, named)
+
+
+def reliability(evaluation: Evaluation) -> "Figure":
+    """The reliability diagram."""
+    from clipkal.report.reliability import reliability_figure  # matplotlib takes a second to import
+
+    return reliability_figure(evaluation)
+
+
+def lines(chart: Lines) -> "Figure":
+    """A chart as a figure."""
+    from clipkal.recording.figures import lines_figure
+
+    return lines_figure(chart)
+
+
+def in_multirun() -> bool:
+    """Whether this run is a job of a multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _content(shots: Any) -> str:
@@ -179,7 +264,7 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
 
 def _step(trial: int, epoch: int) -> int:
     """One growing step number over all trials: trials have fewer than 100,000 epochs."""
-    return trial * 100_000 + epoch
+    return trial * EPOCHS + epoch
 
 
 def _training_record(training: Training | None) -> dict[str, Any]:
