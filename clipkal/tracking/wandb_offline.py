@@ -7,6 +7,7 @@ and the record that it replaces is set aside, under a name that `wandb sync …/
 
 import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +19,22 @@ MARK = ".synced"
 """What W&B adds to the name of a record that was sent."""
 
 
-def record_id(directory: Path, run_id: str, mode: str) -> str:
-    """The id of a new W&B record of the run: its own, but for a second one offline.
-
-    In a W&B sweep the agent names the run, and `None` of this holds.
-    """
-    before = len(_records(directory))
-    return f"{run_id}-{before + 1}" if mode == "offline" and before else run_id
+def records(directory: Path) -> list[Path]:
+    """Every W&B record of a run directory, those set aside too, the oldest first."""
+    starts = (OFFLINE, ONLINE, ASIDE)
+    return sorted(path for path in (directory / "wandb").glob("*run-*") if path.name.startswith(starts))
 
 
-def set_aside(directory: Path, id_of_now: str) -> bool:
-    """Renames the offline records that the one of now replaces; True where there are earlier ones, sent or not."""
-    earlier = [path for path in _records(directory) if not path.name.endswith(f"-{id_of_now}")]
+def record_id(run_id: str, mode: str, earlier: Sequence[Path]) -> str:
+    """The id of a new W&B record of the run: its own, but for one offline that comes after `earlier` ones."""
+    return f"{run_id}-{len(earlier) + 1}" if mode == "offline" and earlier else run_id
+
+
+def set_aside(earlier: Sequence[Path]) -> None:
+    """Renames the offline records that a new one replaces, unless they were sent."""
     for path in earlier:
         if path.name.startswith(OFFLINE) and not _sent(path):
             path.rename(path.with_name(ASIDE + path.name))
-    return bool(earlier)
-
-
-def _records(directory: Path) -> list[Path]:
-    """Every record of a run directory, those set aside too, the oldest first."""
-    starts = (OFFLINE, ONLINE, ASIDE)
-    return sorted(path for path in (directory / "wandb").glob("*run-*") if path.name.startswith(starts))
 
 
 def _sent(record: Path) -> bool:

@@ -5,7 +5,7 @@ import netrc
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,12 @@ def wanted_mode(mode: str) -> str:
     return min(mode, asked, key=MODES.index) if asked in MODES else mode
 
 
-def open_run(cfg: TrackingSettings, mode: str, identity: RunIdentity) -> tuple[Any, str, str]:
+def open_run(
+    cfg: TrackingSettings, mode: str, identity: RunIdentity, earlier: Sequence[Path] = ()
+) -> tuple[Any, str, str]:
     """An open W&B run, the mode it is in, and why that is not the wanted one ("" if it is).
+
+    earlier: W&B's records of the same run.
 
     Raises whatever W&B raises when not even an offline run can be opened.
     """
@@ -43,11 +47,11 @@ def open_run(cfg: TrackingSettings, mode: str, identity: RunIdentity) -> tuple[A
         reason = _obstacle(wandb, cfg.timeout)
         if not reason:
             try:
-                return _init(wandb, cfg, "online", identity), "online", ""
+                return _init(wandb, cfg, "online", identity, earlier), "online", ""
             except Exception as error:
                 reason = f"W&B could not be reached ({brief(error)})"
                 wandb.teardown()  # its service would refuse to open the same run once more
-    return _init(wandb, cfg, "offline", identity), "offline", reason
+    return _init(wandb, cfg, "offline", identity, earlier), "offline", reason
 
 
 def _homes(directory: Path) -> None:
@@ -116,12 +120,14 @@ def _has_login(path: Path, host: str) -> bool:
         return False
 
 
-def _init(wandb: Any, cfg: TrackingSettings, mode: str, identity: RunIdentity) -> Any:
+def _init(
+    wandb: Any, cfg: TrackingSettings, mode: str, identity: RunIdentity, earlier: Sequence[Path]
+) -> Any:
     wandb.setup(wandb.Settings(mode=mode, silent=True))
     with _without_launch(wandb):
         return wandb.init(
             mode=mode,
-            **_filing(cfg, mode, identity),
+            **_filing(cfg, record_id(identity.run_id, mode, earlier)),
             group=(cfg.group or identity.group)[:LONGEST_NAME] or None,
             name=identity.name[-LONGEST_NAME:],
             job_type=cfg.job_type or identity.job_type,
@@ -138,10 +144,9 @@ def in_sweep() -> bool:
     return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
 
 
-def _filing(cfg: TrackingSettings, mode: str, identity: RunIdentity) -> dict[str, Any]:
+def _filing(cfg: TrackingSettings, run_id: str) -> dict[str, Any]:
     if in_sweep():
         return {}
-    run_id = record_id(identity.directory, identity.run_id, mode)
     return {"project": cfg.project, "entity": cfg.entity, "id": run_id, "resume": "allow"}
 
 

@@ -18,9 +18,12 @@ TRIALS = "trials/*"
 
 def open_wandb(cfg: TrackingSettings, mode: str, identity: RunIdentity) -> Opened:
     """Raises whatever W&B raises when not even an offline run can be opened."""
-    run, mode, reason = open_run(cfg, mode, identity)
+    earlier = wandb_offline.records(identity.directory)
+    run, mode, reason = open_run(cfg, mode, identity, earlier)
     define_metrics(run, identity.axis)
-    return WandbTracker(run, mode, identity), mode, reason
+    if continues := mode == "offline" and bool(earlier):
+        wandb_offline.set_aside(earlier)
+    return WandbTracker(run, mode, identity, continues), mode, reason
 
 
 def define_metrics(run: Any, axis: str) -> None:
@@ -37,11 +40,11 @@ def define_metrics(run: Any, axis: str) -> None:
 class WandbTracker(Tracker):
     """A `Tracker` of an open W&B run."""
 
-    def __init__(self, run: Any, mode: str, identity: RunIdentity) -> None:
+    def __init__(self, run: Any, mode: str, identity: RunIdentity, continues: bool = False) -> None:
         self._run, self._id = run, identity.run_id
         self.url = getattr(run, "url", None) if mode == "online" else None
         self.later = wandb_offline.sync_line(identity.directory, mode)
-        self.continues = mode == "offline" and wandb_offline.set_aside(identity.directory, str(run.id))
+        self.continues = continues
 
     def log(self, values: Mapping[str, float], axes: Mapping[str, float]) -> None:
         self._run.log({**values, **axes})
