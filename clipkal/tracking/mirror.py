@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 GRACE = 20.0  # seconds beyond its own timeouts that a tracker gets before it is left alone
 MOST_WAITING = 20_000  # records that wait for a tracker that does not answer
+TEARDOWN = "mirror-teardown"  # the name of the thread that ends a service which hangs
 TITLES = {"wandb": "W&B", "tensorboard": "TensorBoard", "trackio": "trackio"}
 
 Job = Callable[[Tracker], object]
@@ -112,7 +113,7 @@ class Mirror:
         self._warn(f"{what}; going on without it{self._hint(' (', ')')}")
         self.mode = "disabled"
         self._abandoned = True
-        threading.Thread(target=self._teardown, name="mirror-teardown", daemon=True).start()
+        threading.Thread(target=self._teardown, name=TEARDOWN, daemon=True).start()
 
     # -- what can be mirrored --------------------------------------------------------------------------------
 
@@ -176,6 +177,11 @@ class Mirror:
             self._teardown()  # the next run of this process gets a service that is whole
 
     def _open(self) -> Tracker | None:
+        for (
+            thread
+        ) in threading.enumerate():  # of an earlier run of this process, whose tracker was left alone
+            if thread.name == TEARDOWN:
+                thread.join(self._cfg.timeout)
         try:
             started = time.perf_counter()
             open_tracker = opener(self._cfg.backend)

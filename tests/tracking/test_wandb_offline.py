@@ -20,7 +20,13 @@ from clipkal.config import compose
 from clipkal.tracking import Mirror
 from clipkal.tracking.wandb_offline import SyncLine, unsent
 
-RUN = ["dataset=digits", "method=kalman_online", "fewshot.shots=4", "predictive.samples=8", "tracking=offline"]
+RUN = [
+    "dataset=digits",
+    "method=kalman_online",
+    "fewshot.shots=4",
+    "predictive.samples=8",
+    "tracking=offline",
+]
 RUN += ["data.progress=false", "dataset.ood=[inverted,noisy]"]
 
 
@@ -103,10 +109,22 @@ def test_final_numbers_are_those_of_results_json(done: tuple[Path, Written]) -> 
         assert final[f"ood/{name}/nll"] == one["predictive"]["sampled"]["nll"]
         assert final[f"ood/{name}/auroc"] == results["detection"][name]["msp"]["auroc"]
         assert final[f"cal/{name}/ece"] == one["predictive"]["sampled"]["ece"]
-    numbers = {key: value for key, value in record.summary.items() if isinstance(value, int | float) and key.count("/")}
+    numbers = {
+        key: value
+        for key, value in record.summary.items()
+        if isinstance(value, int | float) and key.count("/")
+    }
     chosen = {key for key in numbers if not key.startswith(("tables/", "charts/", "figures/"))}
     assert chosen == {
-        *("id/accuracy", "id/nll", "id/brier", "cal/id/ece", "ood/mean_accuracy", "ood/mean_nll", "ood/mean_auroc"),
+        *(
+            "id/accuracy",
+            "id/nll",
+            "id/brier",
+            "cal/id/ece",
+            "ood/mean_accuracy",
+            "ood/mean_nll",
+            "ood/mean_auroc",
+        ),
         *("cal/ood_mean_ece", "val/nll", "train/seconds", "posterior/log_evidence"),
     }
     assert all(record.summary[key] == final[key] for key in chosen & final.keys())
@@ -124,18 +142,41 @@ def test_tables_charts_figures_and_artifacts(done: tuple[Path, Written]) -> None
     assert len(sets["data"]) == sum(len(one["predictive"]) for one in results["sets"].values())
     row = dict(zip(sets["columns"], sets["data"][0], strict=True))
     plugin = results["sets"]["test"]["predictive"]["plugin"]
-    assert (row["set"], row["predictive"], row["nll"], row["auroc"]) == ("test", "plugin", plugin["nll"], None)
+    assert (row["set"], row["predictive"], row["nll"], row["auroc"]) == (
+        "test",
+        "plugin",
+        plugin["nll"],
+        None,
+    )
     classes = media(folder, "tables/classes")
-    assert classes["data"][0][:4] == ["test", "zero", 72, results["sets"]["test"]["predictive"]["sampled"]["per_class_accuracy"][0]]
-    images = media(folder, "tables/images")
-    places = {name: images["columns"].index(name) for name in ("image", "label", "predicted", "chosen as", "epistemic")}
+    assert classes["data"][0][:4] == [
+        "test",
+        "zero",
+        72,
+        results["sets"]["test"]["predictive"]["sampled"]["per_class_accuracy"][0],
+    ]
+    tables = [
+        json.loads(path.read_bytes())
+        for path in folder.glob("wandb/home/artifacts/staging/tmp*")
+        if path.read_bytes()[:1] == b"{"
+    ]
+    images = next(table for table in tables if "chosen as" in table.get("columns", []))
+    places = {
+        name: images["columns"].index(name)
+        for name in ("image", "label", "predicted", "chosen as", "epistemic")
+    }
     mistakes = [row for row in images["data"] if row[places["chosen as"]] == "confident mistake"]
     assert mistakes and all(row[places["label"]] != row[places["predicted"]] for row in mistakes)
-    assert all(row[places["image"]]["_type"] == "image-file" and row[places["epistemic"]] >= 0 for row in mistakes)
+    assert all(
+        row[places["image"]]["_type"] == "image-file" and row[places["epistemic"]] >= 0 for row in mistakes
+    )
     curve = media(folder, "charts/risk_coverage_table")
     last = [y for x, line, y in curve["data"] if line == "test"][-1]
     assert last == pytest.approx(1 - results["sets"]["test"]["predictive"]["sampled"]["accuracy"])
-    assert {line for _, line, _ in media(folder, "charts/reliability_table")["data"]} == {"perfect", *results["sets"]}
+    assert {line for _, line, _ in media(folder, "charts/reliability_table")["data"]} == {
+        "perfect",
+        *results["sets"],
+    }
     assert {path.stem.rsplit("_", 2)[0] for path in folder.rglob("files/media/images/figures/*.png")} == {
         "reliability",
         "risk_coverage",
@@ -150,7 +191,13 @@ def test_tables_charts_figures_and_artifacts(done: tuple[Path, Written]) -> None
 def test_a_continued_run_has_a_record_of_its_own_with_all_of_it(tmp_path: Path, caplog: Any) -> None:
     """Offline W&B cannot resume: the second record is whole, and the first is set aside."""
     caplog.set_level(logging.INFO, "clipkal")
-    settings = [*RUN, "method=adamw", "optimizer.lr_grid=[0.001,0.01]", "optimizer.epochs=3", f"output_dir={tmp_path}"]
+    settings = [
+        *RUN,
+        "method=adamw",
+        "optimizer.lr_grid=[0.001,0.01]",
+        "optimizer.epochs=3",
+        f"output_dir={tmp_path}",
+    ]
     settings += ["checkpoint_every=0", "tracking.media=false"]
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         from clipkal.recording.recorder import Recorder
@@ -166,7 +213,11 @@ def test_a_continued_run_has_a_record_of_its_own_with_all_of_it(tmp_path: Path, 
     before, after = read(first), record_of(folder)
     assert before.exit_code == 1 and after.exit_code == 0
     assert after.run.run_id == f"{before.run.run_id}-2" and after.run.run_group == before.run.run_group
-    curve = [(row["epoch"], row["trials/lr-0.001/val_nll"]) for row in after.rows if "trials/lr-0.001/val_nll" in row]
+    curve = [
+        (row["epoch"], row["trials/lr-0.001/val_nll"])
+        for row in after.rows
+        if "trials/lr-0.001/val_nll" in row
+    ]
     table = pd.read_csv(folder / "metrics.csv").query("split == 'trial0' and metric == 'val_nll'")
     assert curve == list(zip(table.step, table.value, strict=True)) and len(curve) == 4
     kept = [row["val/nll"] for row in after.rows if "val/nll" in row]
@@ -185,7 +236,9 @@ def stopping_at(original: Any, trial: int, epoch: int) -> Any:
 
 
 def test_a_sweep_says_how_to_send_its_runs(tmp_path: Path, capsys: Any) -> None:
-    config = OmegaConf.create({"output_dir": str(tmp_path / "a b"), "tracking": {"backend": "wandb", "mode": "offline"}})
+    config = OmegaConf.create(
+        {"output_dir": str(tmp_path / "a b"), "tracking": {"backend": "wandb", "mode": "offline"}}
+    )
     SyncLine().on_multirun_end(config)
     assert capsys.readouterr().out == ""
     for seed, sent in enumerate((False, False, True)):
@@ -195,7 +248,9 @@ def test_a_sweep_says_how_to_send_its_runs(tmp_path: Path, capsys: Any) -> None:
     SyncLine().on_multirun_end(config)
     line = capsys.readouterr().out
     assert line == f"W&B: send 2 runs with: wandb sync '{tmp_path}/a b'/*/*/*/*/wandb/offline-run-*\n"
-    shown = subprocess.run(f"echo {line.partition('sync ')[2]}", shell=True, capture_output=True, text=True).stdout
+    shown = subprocess.run(
+        f"echo {line.partition('sync ')[2]}", shell=True, capture_output=True, text=True
+    ).stdout
     assert shown.count("/wandb/offline-run-") == 3  # the shell takes it; W&B itself skips what was sent
     assert len(unsent(tmp_path / "a b")) == 2
 
@@ -218,10 +273,12 @@ def test_the_mirror_holds_little_of_a_run_that_is_over(tmp_path: Path) -> None:
     assert isinstance(cfg, DictConfig)
     settings = compose([*RUN]).tracking
     counts = []
-    for number in range(9):
-        with Mirror(settings, f"id{number}", tmp_path / str(number), config={"a": {str(i): i for i in range(500)}}) as m:
+    for number in range(7):
+        with Mirror(
+            settings, f"id{number}", tmp_path / str(number), config={"a": {str(i): i for i in range(500)}}
+        ) as m:
             m.log({"a": 1.0}, step=1)
         gc.collect()
         counts.append(len(gc.get_objects()))
-    assert counts[8] - counts[4] < 4 * 100, counts
+    assert counts[6] - counts[3] < 3 * 100, counts
     assert not HydraConfig.initialized() and sys.getrefcount(m) < 5

@@ -62,7 +62,11 @@ class Server:
             return {"viewer": viewer | {"teams": teams, "organizations": []}}
         if "serverInfo" in query or "serverFeatures" in query or "ServerFeatures" in query:
             return {"serverInfo": {"features": [], "cliVersionInfo": {"max_cli_version": "9"}}}
-        return {"project": PROJECT | {"artifact": None}, "model": PROJECT | {"bucket": None}, "entity": {"organization": None}}
+        return {
+            "project": PROJECT | {"artifact": None},
+            "model": PROJECT | {"bucket": None},
+            "entity": {"organization": None},
+        }
 
     def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
         name = variables.get("name") or "unnamed"
