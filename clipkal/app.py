@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from clipkal.config import check
 from clipkal.errors import ClipkalError
 from clipkal.tracking import Mirror, RunDirectory, run_id, run_path
+from clipkal.tracking.wandb_session import in_sweep
 
 if TYPE_CHECKING:
     from clipkal.adapters import Adapter
@@ -36,7 +37,11 @@ def run(cfg: DictConfig) -> float | None:
         found = directory.begin(identity, OmegaConf.to_yaml(cfg, resolve=True))
         if found.status == "finished":
             log.info("%s  already finished, skipped (delete the folder to run it again)", directory.path)
-            return directory.summary().get("val_nll")
+            val_nll = directory.summary().get("val_nll")
+            if in_sweep():  # whose agent waits for the figure
+                with Mirror(cfg.tracking, identity, directory.path, config=settings) as mirror:
+                    mirror.summary({"val/nll": val_nll})
+            return val_nll
         from clipkal.recording.recorder import Recorder, describe  # only now: torch takes seconds to import
 
         set_up(cfg)

@@ -1,6 +1,8 @@
 """trackio: W&B's calls, a local database, no account. Optional: pip install 'clipkal[trackio]'."""
 
+import io
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,13 @@ class TrackioTracker(Tracker):
         self.later = f"trackio show --project {cfg.project}"
         self._axis = identity.axis
         self._last = 0
-        self._run = trackio.init(
+        with redirect_stdout(
+            io.StringIO()
+        ):  # it greets at length; nothing else of the run is at work meanwhile
+            self._run = self._init(cfg, identity)
+
+    def _init(self, cfg: TrackingSettings, identity: RunIdentity) -> Any:
+        return self._trackio.init(
             project=cfg.project,
             name=f"{identity.name}-{identity.run_id}",
             group=cfg.group or identity.group or None,
@@ -36,7 +44,8 @@ class TrackioTracker(Tracker):
 
     def log(self, values: Mapping[str, float], axes: Mapping[str, float]) -> None:
         self._last = max(self._last, round(axes.get(self._axis, self._last)))
-        self._run.log({**values, **axes}, step=self._last)
+        places = {name: value for name, value in axes.items() if name != "step"}  # trackio's own word
+        self._run.log({**values, **places}, step=self._last)
 
     def config(self, values: Mapping[str, Any]) -> None:
         self._run.config.update(values)
@@ -67,4 +76,5 @@ class TrackioTracker(Tracker):
         """Nothing: the files lie in the run directory, and trackio is as local as they are."""
 
     def finish(self, exit_code: int) -> None:
-        self._run.finish()
+        with redirect_stdout(io.StringIO()):
+            self._run.finish()

@@ -115,8 +115,8 @@ def test_a_short_fault_is_waited_out(
     "fault, mode, words",
     [
         pytest.param(only("file_stream", 500), "online", "did not finish", id="500s"),
-        pytest.param(only("file_stream", 429), "online", "did not finish", id="429s"),
-        pytest.param(only("", 60, after=2), "online", "W&B", id="silence"),
+        pytest.param(only("file_stream", 429), "online", "did not finish", id="429s", marks=pytest.mark.slow),
+        pytest.param(only("", 60, after=2), "online", "W&B", id="silence", marks=pytest.mark.slow),
         pytest.param(only("", 0, after=2), "online", "W&B", id="cut"),
         pytest.param(only("", 401), "offline", "going on offline", id="wrong key"),
         pytest.param(only("", 60), "offline", "going on offline", id="silence from the start"),
@@ -132,10 +132,8 @@ def test_a_long_fault_is_one_warning(
     (line,) = told()
     assert words in line and "wandb sync" in line and "\n" not in line and KEY not in line
     assert m.mode in (mode, "disabled")
-    kind = "run-" if mode == "online" else "offline-run-"
-    folder = next(path for path in (tmp_path / "wandb").iterdir() if path.name.startswith(kind))
-    assert b"train/loss" in next(folder.glob("*.wandb")).read_bytes()  # what to send later is there
-    assert folder.name.endswith("-abc")
+    records = list((tmp_path / "wandb").glob("*run-*-abc/*.wandb"))
+    assert any(b"train/loss" in path.read_bytes() for path in records)  # what to send later is there
 
 
 def test_a_server_that_dies_costs_a_run_nothing(
