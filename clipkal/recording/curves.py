@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from clipkal.optim.base import StepInfo
 from clipkal.tracking import Mirror
-from clipkal.training import Progress, Training
+from clipkal.training import Progress, Training, reported, said
 
 NAMES = {"train_loss": "train/loss", "val_nll": "val/nll", "log_evidence": "posterior/log_evidence"}
 """What the means of an epoch are called; log_evidence is an image's."""
@@ -39,12 +39,12 @@ class Curves:
     def step(self, progress: Progress, info: StepInfo) -> None:
         """What a step reported, if it is one of those to be shown. The last of an epoch is a part of the epoch's point."""
         self.steps = progress.step
-        every = -(-progress.steps // self.points) if self.points else 0
+        every = -(-progress.steps // self.points) if self.points and self.mirror.mode != "disabled" else 0
         if len(self.rates) > 1 or not every or progress.step % every or progress.epoch.is_integer():
             return
         evidence = info.log_evidence
         values = {} if evidence is None else {"posterior/log_evidence": evidence / progress.batch}
-        values |= {"train/batch_loss": info.loss, **about_step(info)}
+        values |= {"train/batch_loss": info.loss, **said(progress.optimizer, reported(info))}
         self.mirror.log(values, epoch=progress.epoch, images_seen=progress.images, step=progress.step)
 
     def kept(self, training: Training | None) -> None:
@@ -57,9 +57,3 @@ class Curves:
 
     def _log(self, values: Mapping[str, float], epoch: int) -> None:
         self.mirror.log(values, epoch=epoch, images_seen=epoch * self.images, step=self.steps)
-
-
-def about_step(info: StepInfo) -> dict[str, float]:
-    """What a step reported beside loss and evidence: `posterior/*` of a Bayesian optimiser, else `train/*`."""
-    place = "train" if info.log_evidence is None else "posterior"
-    return {f"{place}/{name}": value for name, value in info.metrics.items()}

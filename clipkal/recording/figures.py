@@ -11,7 +11,7 @@ from clipkal.tracking.tracker import Lines
 
 def lines_figure(chart: Lines) -> Figure:
     """One panel with a labelled line for each series; line styles tell apart what shares a colour."""
-    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    figure = Figure(figsize=(6.2, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for place, (label, (xs, ys)) in enumerate(chart.series.items()):
@@ -29,5 +29,5 @@ def lines_figure(chart: Lines) -> Figure:
     axes.set_ylim(bottom=0)
     axes.set_title(chart.title, fontsize=10, color=INK, loc="left")
     plain(axes, grid="both")
-    axes.legend(fontsize=8, frameon=False, labelcolor=MUTED)
+    figure.legend(loc="outside right center", fontsize=8, frameon=False, labelcolor=MUTED)
     return figure

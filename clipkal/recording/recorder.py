@@ -19,7 +19,7 @@ from clipkal.files import digest
 from clipkal.optim.base import StepInfo
 from clipkal.recording import charts, predictions
 from clipkal.recording.checkpoint import Checkpoint, save_adapter
-from clipkal.recording.curves import Curves, about_step
+from clipkal.recording.curves import Curves
 from clipkal.recording.interrupt import Interrupt
 from clipkal.recording.places import places
 from clipkal.tracking import Mirror, RunDirectory, environment, other_choices
@@ -60,7 +60,6 @@ class Recorder:
         self.inputs: Record = {}
         self.environment = environment()
         self.curves = Curves(mirror, cfg.tracking.curve_points)
-        self.last_step: dict[str, float] = {}
 
     def begin(self, task: FewShotTask, skipped: dict[str, list[str]]) -> None:
         """Records which images were drawn, which could not be read, and what files all that came from."""
@@ -123,15 +122,13 @@ class Recorder:
             self.curves.epoch(*divmod(step, EPOCHS), values)
 
     def epoch(self, trial: int, epoch: int, values: dict[str, float]) -> None:
-        """The lines for a finished epoch of a trial: its means, and what the optimiser reported of its last step."""
-        named = {name: value for name, value in values.items() if name != "epoch"} | self.last_step
+        """The lines for a finished epoch of a trial: its means, and what the optimiser said after its last step."""
+        named = {name: value for name, value in values.items() if name != "epoch"}
         self.directory.log_all(_step(trial, epoch), f"trial{trial}", self.cfg.dataset.name, named)
         self.curves.epoch(trial, epoch, named)
-        self.last_step = {}
 
     def step(self, progress: Progress, info: StepInfo) -> None:
         """A point on the dashboard for the step, if it is its turn."""
-        self.last_step = about_step(info)
         self.curves.step(progress, info)
 
     # -- the end --

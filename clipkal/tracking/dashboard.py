@@ -104,7 +104,9 @@ def view(entity: str, project: str, name: str) -> Any:
         for title, metrics in SUMMARY.items()
     ]
     x, y = panels.SummaryMetric("id/accuracy"), panels.SummaryMetric("ood/mean_accuracy")
-    sections = {"Headline": [*bars, panels.ScatterPlot(title="OOD against ID accuracy", x=x, y=y)]}
+    sections: dict[str, list[Any]] = {
+        "Headline": [*bars, panels.ScatterPlot(title="OOD against ID accuracy", x=x, y=y)]
+    }
     for section, curves in CURVES.items():
         sections[section] = [
             panels.LinePlot(title=title, x="images_seen", y=[metric], **_by_method(panels))

@@ -293,17 +293,16 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             metrics["noise"] = self.noise.level
         if self.rho:
             metrics["regularisation"] = shrinkage
-        metrics |= self._size_of_p()
         if self.steps == 1 and self.prior_variance is not None:
             metrics["prior_variance"] = self.prior_variance
         return StepInfo(loss, evidence, metrics)
 
-    def _size_of_p(self) -> dict[str, float]:
+    def monitor(self) -> dict[str, float]:
         """tr P, and how many parameters the images determine so far: Σ_i 1 − P_ii/p₀ (MacKay 1992), of n.
 
         The latter where P only ever shrinks from p₀ I: no time update, no variances of single parameters.
         """
-        trace = self.covariance.trace()
+        trace = None if self.prior_variance is None else self.covariance.trace()
         if trace is None or self.prior_variance is None:
             return {}
         if self.priors or self.process_noise or self.fading < 1:
