@@ -44,7 +44,11 @@ def _sent(record: Path) -> bool:
 def sync_line(directory: Path, mode: str = "offline") -> str:
     """What to type to send the records of one run."""
     folder = shlex.quote(str(directory / "wandb"))
-    return f"wandb sync {folder}/{OFFLINE if mode == 'offline' else ONLINE}*"
+    return (
+        f"wandb sync {folder}/{OFFLINE}*"
+        if mode == "offline"
+        else f"wandb sync --include-online {folder}/{ONLINE}*"
+    )
 
 
 def unsent(output_dir: Path) -> list[Path]:

@@ -113,6 +113,11 @@ def test_a_run_is_filed_so_that_seeds_fold(tmp_path: Path, fake: FakeWandb) -> N
     assert max(map(len, sent["tags"])) == 64 and "" not in sent["tags"]
     with mirror(tmp_path, group="sweep"):
         assert fake.runs[1].arguments["group"] == "sweep"
+    chosen = Settings(job_type="mine", notes="why", entity="team")
+    for settings, kind in ((chosen, "mine"), (Settings(), "evaluate")):
+        with Mirror(settings, ID, tmp_path, job_type="evaluate"):
+            sent = fake.runs.pop().arguments
+        assert (sent["job_type"], sent["notes"], sent["entity"]) == (kind, settings.notes, settings.entity)
 
 
 def test_records_arrive_in_order_and_the_run_is_finished(tmp_path: Path, fake: FakeWandb) -> None:

@@ -148,19 +148,24 @@ def test_a_server_that_dies_costs_a_run_nothing(
     assert {"results.json", "metrics.csv", "predictions.parquet", "adapter.safetensors"} <= files.keys()
 
 
-def test_what_was_recorded_offline_can_be_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The printed line, typed: W&B's own command sends the run to the server."""
-    settings = compose([*ONLINE, "tracking=offline"]).tracking
-    with Mirror(settings, "abc", tmp_path, run={"dataset": "d"}) as m:
-        for step in range(ROWS):
-            m.log({"train/loss": step / 2}, epoch=step, step=step)
-        m.summary({"id/accuracy": 0.5})
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_the_printed_line_sends_what_was_not_sent(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Any
+) -> None:
+    """Typed: W&B's own command sends a run that was offline, or whose server took nothing."""
+    with serving(only("file_stream", 500)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        with Mirror(
+            compose([*ONLINE, f"tracking={mode}"]).tracking, "abc", tmp_path, run={"dataset": "d"}
+        ) as m:
+            for step in range(ROWS):
+                m.log({"train/loss": step / 2}, epoch=step, step=step)
+            m.summary({"id/accuracy": 0.5})
+    assert m.mode == mode and all(m.later in line for line in told()) and not server.history("abc")
     wandb_session.teardown()
     with serving() as server:
-        env = os.environ | {
-            "WANDB_BASE_URL": server.url,
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }
+        env = os.environ | {"WANDB_BASE_URL": server.url}
+        env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         done = subprocess.run(m.later, shell=True, env=env, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert [row["train/loss"] for row in server.history("abc")] == [step / 2 for step in range(ROWS)]
