@@ -13,7 +13,7 @@ from typing import Any
 from clipkal import __version__, files
 from clipkal.errors import ClipkalError, ConfigError
 from clipkal.tracking.mirror import Mirror
-from clipkal.tracking.wandb_session import brief, logged_in
+from clipkal.tracking.wandb_session import brief, server_and_login
 
 HELP = """Makes a saved view of a project on Weights & Biases: headline figures by method, learning curves over images
 seen, the posterior, calibration, tables and figures. Typed again, it makes another view; no run is changed."""
@@ -84,10 +84,12 @@ def save_view(entity: str, project: str, name: str) -> str:
     """
     if find_spec("wandb_workspaces") is None:
         raise ConfigError("needs the package wandb-workspaces: pip install 'clipkal[dashboard]'")
-    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    if not logged_in(server):
-        raise ConfigError(f"no W&B login for {server} found (log in once with: wandb login)")
     os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    server, known = server_and_login(wandb)
+    if not known:
+        raise ConfigError(f"no W&B login for {server} found (log in once with: wandb login)")
     try:
         return str(view(entity, project, name).save().url)
     except Exception as error:

@@ -86,9 +86,8 @@ def _writable(folder: str) -> bool:
 
 def _obstacle(wandb: Any, timeout: float) -> str:
     """What stands in the way of an online run, found out without a prompt and without W&B's long retries."""
-    settings = wandb.setup(wandb.Settings(mode="online", silent=True)).settings
-    server = str(settings.base_url)
-    if not (getattr(settings, "api_key", None) or logged_in(server)):
+    server, known = server_and_login(wandb)
+    if not known:
         return "no W&B login found (log in once with: wandb login)"
     try:
         urllib.request.urlopen(server, timeout=timeout).close()
@@ -97,6 +96,13 @@ def _obstacle(wandb: Any, timeout: float) -> str:
     except (OSError, ValueError) as error:
         return f"{server} does not answer ({brief(error)})"
     return ""
+
+
+def server_and_login(wandb: Any) -> tuple[str, bool]:
+    """The server that W&B would talk to, and whether a key for it is at hand."""
+    settings = wandb.setup(wandb.Settings(mode="online", silent=True)).settings
+    server = str(settings.base_url)
+    return server, bool(getattr(settings, "api_key", None)) or logged_in(server)
 
 
 def logged_in(server: str) -> bool:
