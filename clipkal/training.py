@@ -103,9 +103,30 @@ class Saver(Protocol):
 
 
 class Report(Protocol):
-    """Hears about every finished epoch."""
+    """Hears about every finished epoch: its means, and what the optimiser said after its last step (`said`)."""
 
     def __call__(self, trial: int, epoch: int, values: dict[str, float]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a trial stands after a step: how many of its `steps` are done, and what it has seen in them.
+
+    `batch`: images of that step; `images`: of all steps so far; `epoch`: passes over the shots so far. `optimizer`: as the
+    step left it.
+    """
+
+    trial: int
+    step: int
+    steps: int
+    epoch: float
+    images: int
+    batch: int
+    optimizer: BatchOptimizer
+
+
+Watch = Callable[[Progress, StepInfo], None]
+"""Hears about every step."""
 
 
 def train(
@@ -115,6 +136,7 @@ def train(
     plan: Plan,
     saver: Saver | None = None,
     report: Report | None = None,
+    watch: Watch | None = None,
 ) -> Training:
     """Runs every trial of the plan and leaves the best parameters in `adapter`.
 
@@ -124,7 +146,7 @@ def train(
     """
     started = time.perf_counter()
     start = copy.deepcopy(adapter.state_dict())
-    loop = _Loop(adapter, build, task, plan, saver, report)
+    loop = _Loop(adapter, build, task, plan, saver, report, watch)
     state = saver.restore() if saver else None
     first = loop.resume(state) if state else 0
     for index in range(first, len(plan.rates)):
@@ -150,9 +172,10 @@ class _Loop:
         plan: Plan,
         saver: Saver | None,
         report: Report | None,
+        watch: Watch | None,
     ):
         self.adapter, self.build, self.task, self.plan = adapter, build, task, plan
-        self.saver, self.report = saver, report
+        self.saver, self.report, self.watch = saver, report, watch
         self.shots = task.shots
         self.device = next(adapter.parameters()).device
         self.trials: list[Trial] = []
@@ -166,7 +189,7 @@ class _Loop:
         rate = self.plan.rates[index]
         self.optimizer = self._built(rate)
         self.trials.append(Trial(rate, 0, None))
-        self.epoch, self.position, self.sums = 0, 0, {}
+        self.epoch, self.position, self.sums, self.last_step = 0, 0, {}, {}
         self._judge(index, 0, {})
 
     def _built(self, rate: float | None) -> BatchOptimizer:
@@ -197,14 +220,23 @@ class _Loop:
             inputs, labels = self.shots.inputs[chosen], self.shots.labels[chosen]
             info = self.optimizer.step(inputs.to(self.device), labels.to(self.device))
             self._add(info, len(chosen))
-            self.last_step = _reported(info)
+            self.last_step = reported(info)
             self.position = position + 1
+            if self.watch:
+                self.watch(self._progress(index, len(batches), len(chosen)), info)
             if self.saver:
                 self.saver.after_step(lambda: self.state(index))
         self.epoch, self.position = self.epoch + 1, 0
         means = {name: total / len(self.shots.labels) for name, total in self.sums.items()}
         self.sums = {}
         self._judge(index, self.epoch, means)
+
+    def _progress(self, index: int, batches: int, batch: int) -> Progress:
+        count = len(self.shots.labels)
+        seen = min(count, self.position * (self.plan.batch_size or count))
+        done, images = self.epoch * batches + self.position, self.epoch * count + seen
+        steps = self.plan.epochs * batches
+        return Progress(index, done, steps, images / count, images, batch, self.optimizer)
 
     def _add(self, info: StepInfo, images: int) -> None:
         """An epoch reports, an image, the loss of every batch before its step and, where there is one, the log evidence."""
@@ -234,7 +266,7 @@ class _Loop:
         values |= {"val_nll": val_nll} if val_nll is not None else {}
         trial.curve.append(values)
         if self.report:
-            self.report(index, epoch, values)
+            self.report(index, epoch, values | said(self.optimizer, self.last_step))
         last = epoch == self.plan.epochs
         if self.plan.keep == "last" or val_nll is None:
             if last:
@@ -276,9 +308,20 @@ class _Loop:
         return index
 
 
-def _reported(info: StepInfo) -> dict[str, float]:
+def reported(info: StepInfo) -> dict[str, float]:
+    """The log evidence of a step, where there is one, and its metrics."""
     evidence = {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
     return {**evidence, **info.metrics}
+
+
+def said(optimizer: BatchOptimizer, last_step: dict[str, float]) -> dict[str, float]:
+    """What an optimiser says after a step beside loss and evidence: `posterior/*` of a Bayesian one, else `train/*`.
+
+    last_step: as `reported`.
+    """
+    place = "posterior" if "log_evidence" in last_step else "train"
+    found = {name: value for name, value in last_step.items() if name != "log_evidence"} | optimizer.monitor()
+    return {f"{place}/{name}": value for name, value in found.items()}
 
 
 def validation_nll(adapter: Adapter, val: LabelledSet | None) -> float | None:

@@ -146,6 +146,24 @@ def test_reports_come_for_every_epoch_of_every_trial(task):
     assert heard == [(trial, epoch) for trial in range(3) for epoch in range(7)]
 
 
+def test_whoever_watches_hears_of_every_step(task):
+    heard, values = [], []
+    train(
+        *(adapter_of(task), lambda adapter, _: OnlineKalman(adapter), task, Plan(epochs=2, batch_size=9)),
+        report=lambda trial, epoch, said: values.append(said),
+        watch=lambda progress, info: heard.append((progress, info)),
+    )
+    count, steps = len(task.shots.labels), len(heard)
+    assert [one.step for one, _ in heard] == list(range(1, steps + 1)) and heard[0][0].steps == steps
+    assert [one.images for one, _ in heard] == torch.tensor([one.batch for one, _ in heard]).cumsum(
+        0
+    ).tolist()
+    assert heard[-1][0].epoch == 2 and heard[-1][0].images == 2 * count
+    last = heard[-1][1].metrics["mahalanobis"]
+    assert values[-1]["posterior/mahalanobis"] == last and "posterior/trace" in values[-1]
+    assert not any(name.startswith("posterior/") for name in values[0])  # of epoch 0
+
+
 def test_a_filter_reports_the_log_evidence_of_every_epoch(task):
     said = []
 

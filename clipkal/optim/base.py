@@ -82,6 +82,10 @@ class BatchOptimizer(EagerOptimizer):
         """What it really does, choices by rule and fallbacks included, in a word each; for a run's record."""
         return {"optimizer": type(self).__name__}
 
+    def monitor(self) -> dict[str, float]:
+        """Figures of the state that cost a pass over it: for now and then, where `StepInfo.metrics` are of every step."""
+        return {}
+
     def extra_state(self) -> dict[str, Any]:
         """State that belongs to no single parameter: tensors, numbers and strings, in dicts and lists."""
         return {}
