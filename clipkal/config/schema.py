@@ -246,7 +246,7 @@ class TrackingConfig:
     curve_points: Annotated[int, Field(ge=0, le=100_000)] = 200
     # figures and thumbnails; auto: of single runs, not of a multirun's jobs
     media: bool | Literal["auto"] = "auto"
-    artifacts: bool = True  # shots, adapter with posterior, predictions
+    artifacts: bool = True  # all that clipkal.load_run reads
     # seconds to wait for the server before going on offline
     timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0
 

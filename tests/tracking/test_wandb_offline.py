@@ -180,10 +180,10 @@ def test_tables_charts_figures_and_artifacts(done: tuple[Path, Written]) -> None
     assert {path.stem.rsplit("_", 2)[0] for path in folder.rglob("files/media/images/figures/*.png")} == {
         "reliability",
         "risk_coverage",
+        "uncertainty",
     }
     held = {kind: {entry.path for entry in one.manifest.contents} for kind, one in record.artifacts.items()}
-    assert held["shots"] == {"shots.json"} and "predictions.parquet" in held["predictions"]
-    assert held["model"] == {"adapter.safetensors", "posterior.safetensors", "config.yaml"}
+    assert {"config.yaml", "results.json", "adapter.safetensors", "posterior.safetensors", "finished.json"} <= held["run"]
     staged = [entry.local_path for one in record.artifacts.values() for entry in one.manifest.contents]
     assert all(Path(path).is_relative_to(folder) and Path(path).exists() for path in staged)
 
