@@ -104,17 +104,22 @@ def predict(options: argparse.Namespace) -> int:
         workers=options.workers,
         progress=not options.no_progress,
     )
-    with writer(options.out) as rows:
-        for portion in portions:
-            for name, reason in portion.skipped:
-                complain(NAME, f"skipped {reason if name in reason else f'{name}: {reason}'}")
-            skipped += len(portion.skipped)
-            if len(portion):
-                rows.write(portion.columns(options.top))
-                extremes.add(portion, read)
-            read += len(portion)
+    stopped = False
+    try:
+        with writer(options.out) as rows:
+            for portion in portions:
+                for name, reason in portion.skipped:
+                    complain(NAME, f"skipped {reason if name in reason else f'{name}: {reason}'}")
+                skipped += len(portion.skipped)
+                if len(portion):
+                    rows.write(portion.columns(options.top))
+                    extremes.add(portion)
+                read += len(portion)
+    except KeyboardInterrupt:
+        stopped = True
+        complain(NAME, f"stopped after {read:,} of {len(images):,} images")
     _close(options, run, images, extremes, read, skipped)
-    return SKIPPED if skipped else 0
+    return 130 if stopped else SKIPPED if skipped else 0
 
 
 def _close(
@@ -125,7 +130,12 @@ def _close(
     if options.sheet is not None:
         from clipkal.inference.sheet import certainty_sheet, save
 
-        save(certainty_sheet(f"{read:,} images, {run.predictive}", extremes.cards(images)), options.sheet)
+        save(
+            certainty_sheet(
+                f"{read:,} images, {options.predictive or run.predictive}", extremes.cards(images)
+            ),
+            options.sheet,
+        )
         say(out, f"{options.sheet}  the least and the most certain images")
     if options.out is not None:
         left = f", {skipped} skipped" if skipped else ""
@@ -140,8 +150,8 @@ class _Extremes:
     def __init__(self) -> None:
         self.heaps: dict[str, list[tuple[float, str, str]]] = {"least certain": [], "most certain": []}
 
-    def add(self, portion: Any, before: int) -> None:
-        """Looks at one more portion; `before`: how many images came earlier."""
+    def add(self, portion: Any) -> None:
+        """Looks at one more portion."""
         lines = (
             (entropy, name, f"{found}  {confidence:.0%}")
             for entropy, name, found, confidence in zip(
@@ -157,14 +167,20 @@ class _Extremes:
                 (heapq.heappush if len(heap) < self.MOST else heapq.heappushpop)(heap, (key, name, caption))
 
     def cards(self, images: Any) -> Any:
-        """By heading the cards of the sheet, the most extreme first."""
+        """By heading the cards of the sheet, the most extreme first; no image stands under both."""
         from clipkal.inference.sheet import Card
 
         places = {name: i for i, name in reversed(list(enumerate(images.ids)))}
-        found: dict[str, list[Card]] = {}
-        for heading, heap in self.heaps.items():
-            found[heading] = []
-            for key, name, caption in sorted(heap, reverse=True):
+        least, most = (sorted(heap, reverse=True) for heap in self.heaps.values())
+        half = min(self.MOST, -(-len({name for _, name, _ in least + most}) // 2))
+        shown = {name for _, name, _ in least[:half]}
+        chosen = {
+            "least certain": least[:half],
+            "most certain": [one for one in most if one[1] not in shown][:half],
+        }
+        found: dict[str, list[Card]] = {heading: [] for heading in chosen}
+        for heading, listed in chosen.items():
+            for key, name, caption in listed:
                 with suppress(Exception):  # gone since it was predicted
                     card = Card(images.decode(places[name]), caption, f"{abs(key):.2f} nats", Path(name).name)
                     found[heading].append(card)

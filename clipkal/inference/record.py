@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from clipkal import files
+from clipkal import __version__, files
 from clipkal.errors import CheckpointError
 from clipkal.tracking.directory import ID_COMMENT, SCHEMA_VERSION
 from clipkal.tracking.marker import MARKER, damaged_files, read_marker
@@ -98,8 +98,7 @@ def read_record(path: str | Path) -> Record:
     cfg, results = _config(path), _results(path)
     if not cfg.get("adapter", {}).get("_target_"):
         raise CheckpointError(
-            f"{path}: its config.yaml is of another version of clipkal{_by(marker)}; {_install(marker)}, or run clipkal "
-            "with its settings again"
+            f"{path}: its config.yaml is of another version of clipkal{_by(marker)}; {_install(marker)}"
         )
     return Record(path, marker, cfg, results)
 
@@ -166,5 +165,9 @@ def _by(marker: dict[str, Any]) -> str:
 
 
 def _install(marker: dict[str, Any]) -> str:
+    """The way out for a run of another version."""
     version = (marker.get("versions") or {}).get("clipkal")
-    return f"read it with clipkal {version if isinstance(version, str) else 'of the version that wrote it'}"
+    other = (
+        f"read it with clipkal {version}, or " if isinstance(version, str) and version != __version__ else ""
+    )
+    return f"{other}run clipkal with its settings again"

@@ -23,14 +23,16 @@ FORMS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 class Writer(Protocol):
-    """Takes portions of rows, all with the same columns."""
+    """Takes portions of rows, all with the same columns; `begun`: whether there was one."""
 
-    def close(self) -> None:
-        """Ends the table or file."""
-        ...
+    begun: bool
 
     def write(self, columns: Columns) -> None:
         """Adds rows."""
+        ...
+
+    def close(self) -> None:
+        """Ends the table or file."""
         ...
 
 
@@ -43,26 +45,38 @@ def writer(out: Path | None) -> Iterator[Writer]:
     """
     if out is None:
         terminal = console()
-        found: Writer = _Terminal(terminal) if terminal.is_terminal else _Csv(sys.stdout)
-        yield found
-        found.close()
+        with _ended(_Terminal(terminal) if terminal.is_terminal else _Csv(sys.stdout)) as found:
+            yield found
         return
     check_ending(out)
+    kinds: dict[str, Callable[[Path], Writer]] = {
+        ".csv": _csv_file,
+        ".jsonl": _JsonLines,
+        ".parquet": _Parquet,
+    }
     stopped: KeyboardInterrupt | None = None
     with writing(out), files.atomic_path(out) as temporary:
-        kinds: dict[str, Callable[[Path], Writer]] = {
-            ".csv": _csv_file,
-            ".jsonl": _JsonLines,
-            ".parquet": _Parquet,
-        }
         made = kinds[out.suffix.lower()](temporary)
         try:
-            yield made
+            with _ended(made):
+                yield made
         except KeyboardInterrupt as error:
+            if not made.begun:
+                raise
             stopped = error
-        made.close()
     if stopped is not None:
         raise stopped
+
+
+@contextmanager
+def _ended(made: Writer) -> Iterator[Writer]:
+    """Closes the writer at the end of the block, also where that is stopped."""
+    try:
+        yield made
+    except KeyboardInterrupt:
+        made.close()
+        raise
+    made.close()
 
 
 def check_ending(out: Path) -> None:
@@ -82,12 +96,12 @@ class _Terminal:
     """The first rows as a table, and how many more there are."""
 
     def __init__(self, terminal: Any):
-        self.terminal, self.count = terminal, 0
+        self.terminal, self.count, self.begun = terminal, 0, False
         self.rows: list[tuple[Any, ...]] = []
         self.names: list[str] = []
 
     def write(self, columns: Columns) -> None:
-        self.names = list(columns)
+        self.names, self.begun = list(columns), True
         rows = list(zip(*columns.values(), strict=True))
         self.rows += rows[: max(0, SHOWN - len(self.rows))]
         self.count += len(rows)
@@ -149,9 +163,10 @@ def _text(value: Any) -> Any:
 
 class _JsonLines:
     def __init__(self, path: Path):
-        self.file = path.open("w", encoding="utf-8")
+        self.file, self.begun = path.open("w", encoding="utf-8"), False
 
     def write(self, columns: Columns) -> None:
+        self.begun = True
         for row in zip(*columns.values(), strict=True):
             self.file.write(
                 json.dumps(dict(zip(columns, map(_text_or_list, row), strict=True)), ensure_ascii=False)
@@ -168,14 +183,19 @@ def _text_or_list(value: Any) -> Any:
 
 class _Parquet:
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.begun = path, False
         self.made: Any = None
 
     def write(self, columns: Columns) -> None:
         import pyarrow as pa
         from pyarrow import parquet
 
-        table = pa.table({name: [_text_or_list(v) for v in column] for name, column in columns.items()})
+        self.begun = True
+        arrays = {
+            name: pa.array(map(_text_or_list, column), pa.list_(pa.string()) if name == "set" else None)
+            for name, column in columns.items()
+        }
+        table = pa.table(arrays)
         self.made = self.made or parquet.ParquetWriter(self.path, table.schema, compression="zstd")
         self.made.write_table(table)
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import clipkal
 from clipkal.data.drawing import draw
 from clipkal.inference import doctor, evaluate, export, predict
+from clipkal.inference.writers import writer
 from clipkal.report.aggregate import aggregate
 from clipkal.report.collect import collect
 
@@ -85,6 +86,20 @@ def test_damaged_images_are_reported_and_skipped_or_refused(finished, images, tm
     assert not (tmp_path / "q.csv").exists()
     assert typed(predict, run, folder / "circle" / "1.png") == 2
     assert "not one of the 1 images can be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("ending", [".csv", ".jsonl", ".parquet"])
+def test_what_was_done_before_it_was_stopped_is_kept(tmp_path, ending):
+    out = tmp_path / f"p{ending}"
+    with pytest.raises(KeyboardInterrupt), writer(out) as rows:
+        rows.write({"image": ["a", "b"], "set": [[], ["x", "y"]]})
+        rows.write({"image": ["c"], "set": [["z"]]})
+        raise KeyboardInterrupt
+    read = {".csv": pd.read_csv, ".parquet": pd.read_parquet, ".jsonl": lambda p: pd.read_json(p, lines=True)}
+    assert read[ending](out).image.tolist() == ["a", "b", "c"]
+    with pytest.raises(KeyboardInterrupt), writer(tmp_path / f"q{ending}"):
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
 def test_the_sheet_shows_the_least_and_the_most_certain(finished, images, tmp_path):
@@ -224,6 +239,36 @@ def test_an_export_overwrites_nothing_that_is_not_its_own(finished, tmp_path, ca
     assert "it is no export" in capsys.readouterr().err
     assert [path.name for path in other.iterdir()] == ["thesis.tex"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_a_run_on_features_has_no_tower_so_its_adapter_is_exported_alone(finished, tmp_path, capsys):
+    rows = np.eye(6, dtype=np.float32)
+    np.savez(
+        tmp_path / "f.npz", image_features=np.tile(rows, (3, 1)), text_features=rows, logit_scale=10.0,
+        label=np.tile(np.arange(6), 3), split=np.repeat([0, 1, 2], 6), domain=np.zeros(18, int), classes=list("abcdef"),
+        domains=["x"], splits=["train", "val", "test"],
+    )  # fmt: skip
+    words = [
+        "dataset=features",
+        f"dataset.path={tmp_path / 'f.npz'}",
+        "backbone=precomputed",
+        "method=kalman",
+    ]
+    path, out = finished(*words, "fewshot.shots=1", own=False), tmp_path / "out"
+    assert typed(export, path, out) == 0
+    assert (
+        "the adapter alone: the run learnt from features that were computed elsewhere"
+        in capsys.readouterr().out
+    )
+    assert {file.name for file in out.iterdir()} == {
+        "adapter.safetensors", "class_head.safetensors", "classes.json", "README.md",
+    }  # fmt: skip
+    head = load_file(out / "class_head.safetensors")
+    logits = head["log_scale"].exp() * torch.from_numpy(rows) @ head["weight"].T
+    expected = clipkal.load_run(path).predict_features(rows, "plugin").probs
+    assert torch.allclose(logits.double().softmax(1), expected, atol=1e-6)
+    assert typed(export, path, tmp_path / "with", "--onnx") == 2
+    assert "leave --onnx out to have the adapter alone" in capsys.readouterr().err
 
 
 # -- evaluate --

@@ -12,6 +12,7 @@ import torch
 import clipkal
 from clipkal import files
 from clipkal.adapters import LinearAdapter
+from clipkal.backbones.sources import MINI_FOLDER
 from clipkal.data.drawing import draw
 from clipkal.errors import BackboneError, CheckpointError, ConfigError, DataError
 from clipkal.optim import Kalman, KalmanCLIP, KalmanFilter, LoKO, OnlineKalman, RKalman
@@ -281,3 +282,20 @@ def test_weights_that_are_gone_or_others_are_told(spoilt, tmp_path):
     rewrite(spoilt, "config.yaml", gone)
     with pytest.raises(BackboneError, match="gone: no such folder"):
         clipkal.load_run(spoilt).predict(np.zeros((9, 9, 3), np.uint8))
+
+
+def test_weights_that_were_moved_are_found_where_they_are_now(finished, tmp_path):
+    shutil.copytree(MINI_FOLDER, tmp_path / "weights")
+    settings = [
+        "backbone=open_clip",
+        f"backbone.model=local-dir:{tmp_path / 'weights'}",
+        "backbone.name=mine",
+    ]
+    path = finished(*settings, "method=zeroshot")
+    images = draw(clipkal.load_run(path).cfg).test
+    before = clipkal.load_run(path).predict(images)
+    (tmp_path / "weights").rename(tmp_path / "elsewhere")
+    with pytest.raises(BackboneError, match="weights: no such folder"):
+        clipkal.load_run(path).predict(images)
+    after = clipkal.load_run(path, weights=tmp_path / "elsewhere").predict(images)
+    assert torch.equal(before.probs, after.probs)
