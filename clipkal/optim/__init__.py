@@ -19,6 +19,7 @@ from clipkal.optim.natural_gradient.kfac import KFAC
 from clipkal.optim.natural_gradient.reng import RENG
 from clipkal.optim.natural_gradient.ring import RING
 from clipkal.optim.posterior import Posterior
+from clipkal.optim.references import Ensemble, LaplaceAdamW
 
 __all__ = [
     "KFAC",
@@ -30,10 +31,12 @@ __all__ = [
     "AdamW",
     "BatchOptimizer",
     "BilinearModel",
+    "Ensemble",
     "FirstOrder",
     "Kalman",
     "KalmanCLIP",
     "KalmanFilter",
+    "LaplaceAdamW",
     "LoKO",
     "OnlineKalman",
     "Posterior",
