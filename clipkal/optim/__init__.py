@@ -19,7 +19,7 @@ from clipkal.optim.natural_gradient.kfac import KFAC
 from clipkal.optim.natural_gradient.reng import RENG
 from clipkal.optim.natural_gradient.ring import RING
 from clipkal.optim.posterior import Posterior
-from clipkal.optim.references import Ensemble, LaplaceAdamW
+from clipkal.optim.references import TFB, Ensemble, LaplaceAdamW
 
 __all__ = [
     "KFAC",
@@ -27,6 +27,7 @@ __all__ = [
     "RING",
     "SAM",
     "SGD",
+    "TFB",
     "Adagrad",
     "AdamW",
     "BatchOptimizer",

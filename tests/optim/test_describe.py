@@ -62,6 +62,7 @@ LORA = {
     "reng": {**LINEAR["reng"], "curvature": "hooks"},
     "ring": {**LINEAR["ring"], "curvature": "hooks"},
     "rkalman": {**HOOKS, "optimizer": "RKalman"},
+    "tfb": {"optimizer": "AdamW", "kernel": "fused", "covariance": "isotropic in the columns of B"},
 }
 
 

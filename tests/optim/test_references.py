@@ -8,7 +8,7 @@ from kalman_models import Bilinear, batch, bilinear, full_jacobian
 from torch import nn
 from torch.func import functional_call
 
-from clipkal.optim import Ensemble, Kalman, LaplaceAdamW
+from clipkal.optim import TFB, Ensemble, Kalman, LaplaceAdamW
 
 PRIOR = 0.3
 
@@ -125,3 +125,54 @@ def test_a_state_reads_the_same(make):
 def test_an_ensemble_has_from_two_to_sixteen_members(words):
     with pytest.raises(ValueError, match="members"):
         Ensemble(bilinear(), **words)
+
+
+class LowRankModel(nn.Module):
+    """logits = (W + B A) x, and through a tanh, so that noise costs something."""
+
+    def __init__(self, B: float = 1.0):
+        super().__init__()
+        self.frozen = nn.Linear(6, 4, bias=False, dtype=torch.float64).requires_grad_(False)
+        self.path = nn.Module()
+        self.path.down = nn.Linear(6, 2, bias=False, dtype=torch.float64)
+        self.path.up = nn.Linear(2, 4, bias=False, dtype=torch.float64)
+        self.path.up.weight.data.mul_(B)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.frozen(x) + self.path.up(self.path.down(x))
+
+
+def test_the_noise_of_tfb_is_isotropic_in_the_columns_of_b():
+    reference = TFB(LowRankModel())
+    reference.width = 0.3
+    x = torch.randn(3, 6).double()
+    draws = reference.logit_samples(x, 20_000, torch.Generator().manual_seed(0))
+    basis = torch.linalg.qr(reference.model.path.up.weight.detach())[0]
+    for i in range(3):
+        expected = 0.09 * x[i].square().sum() * basis @ basis.T
+        torch.testing.assert_close(draws[:, i].T.cov(), expected, atol=0.03 * float(expected.max()), rtol=0)
+    torch.testing.assert_close(draws.mean(0), reference.model(x).detach(), atol=0.05, rtol=0)
+
+
+def test_tfb_is_as_wide_as_the_shots_allow():
+    reference, (x, y) = TFB(LowRankModel(), tolerance=0.1), batch(B=12)
+    report = reference.conclude([(x[:5], y[:5]), (x[5:], y[5:])], [])
+    assert 0.09 < report["anchor_loss_widened"] - report["anchor_loss"] <= 0.1
+    assert reference._loss([(x, y)], 1.05 * reference.width) > report["anchor_loss"] + 0.1
+    wider = TFB(reference.model, tolerance=0.2)
+    assert wider.conclude([(x, y)], [])["width"] > report["width"]
+    again = TFB(reference.model)
+    again.load_state_dict(reference.state_dict())
+    seed = lambda: torch.Generator().manual_seed(2)
+    whole = again.posterior.logit_samples(x, 3, seed())
+    assert torch.equal(whole, reference.logit_samples(x, 3, seed()))
+    torch.testing.assert_close(whole[:, :4], reference.logit_samples(x[:4], 3, seed()))
+
+
+def test_a_lora_at_zero_has_no_width():
+    reference, (x, y) = TFB(LowRankModel(B=0.0)), batch(B=12)
+    assert reference.conclude([(x, y)], [])["width"] == 0
+    draws = reference.logit_samples(x, 2)
+    assert torch.equal(draws[0], draws[1]) and torch.equal(draws[0], reference.model(x))
+    with pytest.raises(TypeError, match="adapter=lora"):
+        TFB(bilinear())

@@ -6,5 +6,6 @@ until the shots notice. Each learns as `AdamW` does and has its posterior once i
 
 from clipkal.optim.references.ensemble import Ensemble
 from clipkal.optim.references.laplace import LaplaceAdamW
+from clipkal.optim.references.tfb import TFB
 
-__all__ = ["Ensemble", "LaplaceAdamW"]
+__all__ = ["TFB", "Ensemble", "LaplaceAdamW"]
