@@ -14,6 +14,7 @@ Directions of B below 1e-6 of its first are left out, and a LoRA that is still a
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class TFB(AdamW, Posterior):
         """Finds σ, and reports it with the loss of the shots without and with noise."""
         mode = self.model.training
         self.model.eval()
-        loss = lambda width: self._loss(shots, width)
+        loss = partial(self._loss, shots)
         self.width, start = 0.0, loss(0.0)
         if (size := self._size()) > 0:
             self.width = widest(loss, size, start + self.tolerance)
@@ -140,8 +141,9 @@ def _root(up: Tensor) -> Tensor:
 
 def _paths(model: nn.Module) -> dict[str, Any]:
     """The low-rank paths of a model, by name."""
-    linear = lambda one: isinstance(one, nn.Linear)
-    modules = model.named_modules()
+    both = ("down", "up")
     return {
-        name: m for name, m in modules if linear(getattr(m, "down", None)) and linear(getattr(m, "up", None))
+        name: module
+        for name, module in model.named_modules()
+        if all(isinstance(getattr(module, part, None), nn.Linear) for part in both)
     }
