@@ -9,6 +9,7 @@ gives its own share of the batch (parallel/).
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +73,20 @@ class BatchOptimizer(EagerOptimizer):
 
         By default they are not looked at.
         """
+
+    def conclude(
+        self, shots: Iterable[tuple[Tensor, Tensor]], kept: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, float]:
+        """Is called once, when the learning has ended: for what is made of the parameters that were kept, such as a posterior.
+
+        Args:
+            shots: batches (inputs, targets), which can be gone over again and again.
+            kept: of every member that was learnt its trainable parameters by name; those of the first are in the model.
+
+        Returns:
+            What is worth a line in a run's record, by name.
+        """
+        return {}
 
     @property
     def posterior(self) -> Posterior | None:
