@@ -74,7 +74,8 @@ class World:
         if shift == 0:
             return torch.zeros(len(features), dtype=torch.float64)
         prior = math.log(shift / (1 - shift)) - 0.5 * separation**2
-        distance = torch.cat((nearest_shot(features, self.features.to(features)), features.new_zeros(1).double()))
+        distance = torch.cat(
+            (nearest_shot(features, self.features.to(features)), features.new_zeros(1).double())
+        )
         u = torch.sigmoid(prior + separation * (distance - self.mean) / self.spread)
         return ((u[:-1] - u[-1]) / (1 - u[-1])).clamp(0, 1)
-

@@ -183,7 +183,13 @@ def test_tables_charts_figures_and_artifacts(done: tuple[Path, Written]) -> None
         "uncertainty",
     }
     held = {kind: {entry.path for entry in one.manifest.contents} for kind, one in record.artifacts.items()}
-    assert {"config.yaml", "results.json", "adapter.safetensors", "posterior.safetensors", "finished.json"} <= held["run"]
+    assert {
+        "config.yaml",
+        "results.json",
+        "adapter.safetensors",
+        "posterior.safetensors",
+        "finished.json",
+    } <= held["run"]
     staged = [entry.local_path for one in record.artifacts.values() for entry in one.manifest.contents]
     assert all(Path(path).is_relative_to(folder) and Path(path).exists() for path in staged)
 

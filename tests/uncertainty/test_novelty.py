@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from clipkal.adapters import LinearAdapter
 from clipkal.errors import CheckpointError, ConfigError
-from clipkal.uncertainty import Chunk, Novelty, Reader
 from clipkal.metrics import nearest_shot
+from clipkal.uncertainty import Chunk, Novelty, Reader
 from clipkal.uncertainty.novelty import World
 
 
