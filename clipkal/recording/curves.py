@@ -32,7 +32,8 @@ class Curves:
         self.last_epoch = epoch
         named = {NAMES.get(name, name): value for name, value in values.items()}
         if len(self.rates) > 1:
-            rate = f"trials/lr-{self.rates[trial]:g}"
+            member, place = divmod(trial, len(self.rates))
+            rate = f"trials/lr-{self.rates[place]:g}" + (f"-member-{member + 1}" if member else "")
             named = {f"{rate}/{name.replace('/', '_')}": value for name, value in named.items()}
         self._log(named, epoch)
 
