@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import open_clip
 import pandas as pd
 import pytest
 import torch
@@ -191,6 +192,10 @@ def test_exports_give_the_runs_logits_in_a_process_that_has_open_clip_alone(fini
             "2 image(s) a class",
         ):
             assert word in card
+        code = re.search(r"`(open_clip.get_tokenizer.*?)`", card)
+        assert code is not None
+        tokenizer = eval(code[1].replace("THIS_FOLDER", str(tmp_path / name)), {"open_clip": open_clip})
+        assert torch.equal(tokenizer(["a star"]), clipkal.load_run(path).backbone.tokenizer(["a star"]))
 
 
 def test_the_linear_map_is_in_the_head_and_the_tower_is_untouched(finished, tmp_path):
@@ -239,6 +244,17 @@ def test_an_export_overwrites_nothing_that_is_not_its_own(finished, tmp_path, ca
     assert "it is no export" in capsys.readouterr().err
     assert [path.name for path in other.iterdir()] == ["thesis.tex"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
+
+
+def test_what_merging_would_change_is_exported_alone(finished, tmp_path, monkeypatch, capsys):
+    from clipkal.adapters import LinearAdapter
+
+    monkeypatch.setattr(
+        LinearAdapter, "head", lambda self: self.text
+    )  # of an adapter that forgot its own map
+    assert typed(export, finished("method=kalman"), tmp_path / "out") == 0
+    assert "the adapter alone: merged, its cosines would differ by" in capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"adapter.safetensors", "README.md"}
 
 
 def test_a_run_on_features_has_no_tower_so_its_adapter_is_exported_alone(finished, tmp_path, capsys):
