@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from clipkal.config import check
 from clipkal.errors import ClipkalError
-from clipkal.tracking import RunDirectory, WandbMirror, run_id, run_path
+from clipkal.tracking import Mirror, RunDirectory, run_id, run_path
+from clipkal.tracking.wandb_session import in_sweep
 
 if TYPE_CHECKING:
     from clipkal.adapters import Adapter
@@ -37,12 +38,16 @@ def run(cfg: DictConfig) -> float | None:
         found = directory.begin(identity, OmegaConf.to_yaml(cfg, resolve=True))
         if found.status == "finished":
             log.info("%s  already finished, skipped (delete the folder to run it again)", directory.path)
-            return directory.summary().get("val_nll")
+            val_nll = directory.summary().get("val_nll")
+            if in_sweep():  # whose agent waits for the figure
+                with Mirror(cfg.tracking, identity, directory.path, config=settings) as mirror:
+                    mirror.summary({"val/nll": val_nll})
+            return val_nll
         from clipkal.recording.recorder import Recorder, describe  # only now: torch takes seconds to import
 
         set_up(cfg)
-        about = {"run": describe(cfg), "config": settings}
-        with WandbMirror(cfg.tracking, identity, directory.path, **about) as mirror:
+        about: dict[str, Any] = {"run": describe(cfg), "config": settings, **how_it_learns(cfg)}
+        with Mirror(cfg.tracking, identity, directory.path, **about) as mirror:
             recorder = Recorder(cfg, directory, mirror, identity)
             task, backbone, skipped = few_shot_task(cfg)
             recorder.begin(task, skipped, backbone)
@@ -60,6 +65,16 @@ def set_up(cfg: DictConfig) -> None:
     if cfg.threads is not None:
         torch.set_num_threads(cfg.threads)
     torch.manual_seed(cfg.seed)
+
+
+def how_it_learns(cfg: DictConfig) -> dict[str, str]:
+    """The dashboard's kind of job, and the axis of its curves: epochs where learning rates are tried, else images seen."""
+    from clipkal.methods import make_plan
+
+    if cfg.optimizer.name == "none":
+        return {"job_type": "evaluate"}
+    tries_rates = make_plan(cfg, has_validation=False).rates != (None,)
+    return {"job_type": "train", "axis": "epoch" if tries_rates else "images_seen"}
 
 
 def path_of(cfg: DictConfig) -> Path:
@@ -100,7 +115,7 @@ def few_shot_task(
         progress=cfg.data.progress,
         on_bad_image=cfg.data.on_bad_image,
     )
-    return seen, backbone, skipped
+    return seen.with_images(task), backbone, skipped
 
 
 def make_adapter(cfg: DictConfig, task: Any, backbone: "Backbone | None") -> "Adapter":
@@ -132,9 +147,10 @@ def learn(cfg: DictConfig, adapter: "Adapter", task: Any, recorder: "Recorder") 
     from clipkal.training import train
 
     plan = make_plan(cfg, has_validation=task.val is not None)
+    recorder.curves.rates = plan.rates
     try:
         with recorder.interrupt:
-            return train(adapter, make_build(cfg), task, plan, recorder, recorder.epoch)
+            return train(adapter, make_build(cfg), task, plan, recorder, recorder.epoch, recorder.step)
     except FloatingPointError as error:
         raise ClipkalError(
             f"optimizer={cfg.optimizer.name} diverged: {error}; try a smaller step or prior"

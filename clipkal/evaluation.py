@@ -144,10 +144,12 @@ def fit_temperatures(
 ) -> dict[str, float]:
     """One temperature per predictive, fitted on validation images; for `evaluate(temperature=…)`.
 
+    Those that have calibrated themselves are left out.
     Arguments and errors as `evaluate`; `prior_sd` as `clipkal.uncertainty.fit_temperature`.
     """
     labels = validation.labels.cpu()
-    return temperatures_of(reader, validation.inputs, labels, _chosen(predictives, reader), prior_sd)
+    chosen = {name: one for name, one in _chosen(predictives, reader).items() if not one.calibrated}
+    return temperatures_of(reader, validation.inputs, labels, chosen, prior_sd)
 
 
 def detection_table(sets: Mapping[str, SetEvaluation]) -> dict[str, dict[str, dict[str, Any]]]:

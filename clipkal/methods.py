@@ -84,6 +84,7 @@ def _search(optimizer: DictConfig, seed: int, has_validation: bool) -> Plan:
         schedule=optimizer.schedule,
         keep=optimizer.keep if has_validation else "last",
         seed=seed,
+        members=optimizer.get("members", 1),
     )
 
 

@@ -35,6 +35,8 @@ DRAWS = 100
 """As many as a run has where nothing else is said."""
 Several = Annotated[int, Field(ge=2)]
 """Two or more: the folds of a cross-validation."""
+Members = Annotated[int, Field(ge=2, le=16)]
+"""Of an ensemble: no more than draws are asked for at once."""
 Steps = Annotated[int, Field(ge=0)]
 
 Function = TypeVar("Function", bound=Callable[..., None])

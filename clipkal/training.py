@@ -4,6 +4,10 @@ A run is a list of *trials* (one per learning rate; a Kalman filter has no learn
 Each trial starts from the zero-shot adapter, sees the same batches and is judged by the negative
 log-likelihood of the validation images after every epoch. Everything random is a pure function of (seed,
 epoch), so a run that is killed and resumed gives the same numbers.
+
+An ensemble has several *members*, each with all trials of its own. Member m is what the run's seed + m would have learnt
+from the same shots: it sees them in another order. Users who run several seeds draw other validation images as well; here
+all but the first member are judged by validation images that are drawn again from the few there are, with replacement (ours).
 """
 
 import copy
@@ -35,6 +39,7 @@ class Plan:
     epochs: passes over the shots; batch_size: images a step, 0 = all at once.
     schedule: cosine (to zero over the epochs) or constant.
     keep: best = the epoch with the lowest validation NLL, epoch 0 (zero-shot) included; last = the final one.
+    members: of an ensemble, 1 for a single model.
     """
 
     rates: tuple[float | None, ...] = (None,)
@@ -43,6 +48,20 @@ class Plan:
     schedule: str = "constant"
     keep: str = "last"
     seed: int = 1
+    members: int = 1
+
+    @property
+    def trials(self) -> int:
+        """How many there are: all rates of the first member, then of the next."""
+        return self.members * len(self.rates)
+
+    def member(self, trial: int) -> int:
+        """Which member a trial belongs to."""
+        return trial // len(self.rates)
+
+    def rate(self, trial: int) -> float | None:
+        """The learning rate of a trial."""
+        return self.rates[trial % len(self.rates)]
 
 
 @dataclass
@@ -59,9 +78,11 @@ class Trial:
 class Training:
     """What training gives.
 
-    trials: every learning rate's outcome; kept: the one whose parameters are in the adapter now.
-    optimizer: of the last trial (the only one where it holds a posterior).
-    seconds: spent by this process. last_step: what the optimiser reported of its last step (prior, evidence, …).
+    trials: every learning rate's outcome, member by member; kept: the one whose parameters are in the adapter now (of an
+        ensemble: that of the first member).
+    optimizer: of the last trial.
+    seconds: spent by this process.
+    last_step: what the optimiser reported of its last step and of its conclusion (prior, evidence, …).
     """
 
     trials: list[Trial]
@@ -103,9 +124,30 @@ class Saver(Protocol):
 
 
 class Report(Protocol):
-    """Hears about every finished epoch."""
+    """Hears about every finished epoch: its means, and what the optimiser said after its last step (`said`)."""
 
     def __call__(self, trial: int, epoch: int, values: dict[str, float]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a trial stands after a step: how many of its `steps` are done, and what it has seen in them.
+
+    `batch`: images of that step; `images`: of all steps so far; `epoch`: passes over the shots so far. `optimizer`: as the
+    step left it.
+    """
+
+    trial: int
+    step: int
+    steps: int
+    epoch: float
+    images: int
+    batch: int
+    optimizer: BatchOptimizer
+
+
+Watch = Callable[[Progress, StepInfo], None]
+"""Hears about every step."""
 
 
 def train(
@@ -115,8 +157,9 @@ def train(
     plan: Plan,
     saver: Saver | None = None,
     report: Report | None = None,
+    watch: Watch | None = None,
 ) -> Training:
-    """Runs every trial of the plan and leaves the best parameters in `adapter`.
+    """Runs every trial of the plan, leaves the best parameters in `adapter` and lets the optimiser conclude.
 
     Without validation images there must be one rate, and the last epoch is kept. Raises FloatingPointError
     if the kept trial met a loss that is not finite; a diverging trial among several is recorded with an
@@ -124,19 +167,20 @@ def train(
     """
     started = time.perf_counter()
     start = copy.deepcopy(adapter.state_dict())
-    loop = _Loop(adapter, build, task, plan, saver, report)
+    loop = _Loop(adapter, build, task, plan, saver, report, watch)
     state = saver.restore() if saver else None
     first = loop.resume(state) if state else 0
-    for index in range(first, len(plan.rates)):
+    for index in range(first, plan.trials):
         if not (state and index == first):
             adapter.load_state_dict(start)
             loop.begin(index)
         loop.run(index)
-    if not loop.best:
+    if len(loop.best) < plan.members:
         raise FloatingPointError(f"every learning rate of {list(plan.rates)} met a loss that is not finite")
-    adapter.load_state_dict(loop.best["adapter"])
-    kept, seconds = loop.trials[loop.best["trial"]], time.perf_counter() - started
-    return Training(loop.trials, kept, loop.optimizer, seconds, loop.last_step)
+    kept = loop.trials[loop.best[0]["trial"]]
+    concluded = loop.conclude()
+    seconds = time.perf_counter() - started
+    return Training(loop.trials, kept, loop.optimizer, seconds, {**loop.last_step, **concluded})
 
 
 class _Loop:
@@ -150,23 +194,24 @@ class _Loop:
         plan: Plan,
         saver: Saver | None,
         report: Report | None,
+        watch: Watch | None,
     ):
         self.adapter, self.build, self.task, self.plan = adapter, build, task, plan
-        self.saver, self.report = saver, report
+        self.saver, self.report, self.watch = saver, report, watch
         self.shots = task.shots
         self.device = next(adapter.parameters()).device
         self.trials: list[Trial] = []
-        self.best: State = {}
+        self.best: dict[int, State] = {}  # of every member so far
         self.epoch = self.position = 0
         self.sums: dict[str, float] = {}  # over the images of this epoch so far
         self.last_step: dict[str, float] = {}
 
     def begin(self, index: int) -> None:
         """Starts trial `index` from the parameters now in the adapter."""
-        rate = self.plan.rates[index]
+        rate = self.plan.rate(index)
         self.optimizer = self._built(rate)
         self.trials.append(Trial(rate, 0, None))
-        self.epoch, self.position, self.sums = 0, 0, {}
+        self.epoch, self.position, self.sums, self.last_step = 0, 0, {}, {}
         self._judge(index, 0, {})
 
     def _built(self, rate: float | None) -> BatchOptimizer:
@@ -189,16 +234,19 @@ class _Loop:
             self.trials[index].curve.append({"epoch": self.epoch + 1, "train_loss": math.inf})
 
     def _pass(self, index: int) -> None:
-        batches = list(self._batches())
+        seed = self.plan.seed + self.plan.member(index)
+        batches = list(self._batches(seed))
         for position in range(self.position, len(batches)):
             self._set_rate(index, (self.epoch + position / len(batches)) / self.plan.epochs)
             chosen = batches[position]
-            _seed(_mix(self.plan.seed, self.epoch * len(batches) + position), self.device)
+            _seed(_mix(seed, self.epoch * len(batches) + position), self.device)
             inputs, labels = self.shots.inputs[chosen], self.shots.labels[chosen]
             info = self.optimizer.step(inputs.to(self.device), labels.to(self.device))
             self._add(info, len(chosen))
-            self.last_step = _reported(info)
+            self.last_step = reported(info)
             self.position = position + 1
+            if self.watch:
+                self.watch(self._progress(index, len(batches), len(chosen)), info)
             if self.saver:
                 self.saver.after_step(lambda: self.state(index))
         self.epoch, self.position = self.epoch + 1, 0
@@ -206,20 +254,27 @@ class _Loop:
         self.sums = {}
         self._judge(index, self.epoch, means)
 
+    def _progress(self, index: int, batches: int, batch: int) -> Progress:
+        count = len(self.shots.labels)
+        seen = min(count, self.position * (self.plan.batch_size or count))
+        done, images = self.epoch * batches + self.position, self.epoch * count + seen
+        steps = self.plan.epochs * batches
+        return Progress(index, done, steps, images / count, images, batch, self.optimizer)
+
     def _add(self, info: StepInfo, images: int) -> None:
         """An epoch reports, an image, the loss of every batch before its step and, where there is one, the log evidence."""
         reported = {"train_loss": info.loss * images}
         reported |= {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in reported.items()}
 
-    def _batches(self) -> Iterator[Tensor]:
+    def _batches(self, seed: int) -> Iterator[Tensor]:
         count = len(self.shots.labels)
-        generator = torch.Generator().manual_seed(_mix(self.plan.seed, self.epoch))
+        generator = torch.Generator().manual_seed(_mix(seed, self.epoch))
         order = torch.randperm(count, generator=generator)
         yield from order.split(self.plan.batch_size or count)
 
     def _set_rate(self, index: int, progress: float) -> None:
-        rate = self.plan.rates[index]
+        rate = self.plan.rate(index)
         if rate is None:
             return
         factor = 0.5 * (1 + math.cos(math.pi * progress)) if self.plan.schedule == "cosine" else 1.0
@@ -228,13 +283,13 @@ class _Loop:
 
     def _judge(self, index: int, epoch: int, means: dict[str, float]) -> None:
         """Scores the parameters after `epoch`, which had these means, and remembers them if they are to be kept so far."""
-        val_nll = validation_nll(self.adapter, self.task.val)
+        val_nll = validation_nll(self.adapter, self.task.val, self.plan.member(index))
         trial = self.trials[index]
         values = {"epoch": float(epoch), **means}
         values |= {"val_nll": val_nll} if val_nll is not None else {}
         trial.curve.append(values)
         if self.report:
-            self.report(index, epoch, values)
+            self.report(index, epoch, values | said(self.optimizer, self.last_step))
         last = epoch == self.plan.epochs
         if self.plan.keep == "last" or val_nll is None:
             if last:
@@ -246,9 +301,18 @@ class _Loop:
 
     def _remember(self, index: int, val_nll: float | None) -> None:
         score = math.inf if val_nll is None else val_nll
-        if not self.best or score < self.best["score"]:
+        member = self.plan.member(index)
+        if member not in self.best or score < self.best[member]["score"]:
             weights = {name: value.clone() for name, value in self.adapter.state_dict().items()}
-            self.best = {"score": score, "trial": index, "adapter": weights}
+            self.best[member] = {"score": score, "trial": index, "adapter": weights}
+
+    def conclude(self) -> dict[str, float]:
+        """Loads what was kept of the first member, and tells the optimiser what was kept of all."""
+        self.adapter.load_state_dict(self.best[0]["adapter"])
+        names = [name for name, one in self.adapter.named_parameters() if one.requires_grad]
+        kept = [{name: self.best[m]["adapter"][name] for name in names} for m in range(self.plan.members)]
+        size = self.plan.batch_size or len(self.shots.labels)
+        return self.optimizer.conclude(_Batches(self.shots, size, self.device), kept)
 
     def state(self, index: int) -> State:
         """Everything that `resume` needs, as plain containers of tensors and numbers."""
@@ -268,21 +332,50 @@ class _Loop:
         """Takes a checkpoint back; returns the trial it stands in."""
         index = int(state["trial"])
         self.adapter.load_state_dict(state["adapter"])
-        self.optimizer = self._built(self.plan.rates[index])
+        self.optimizer = self._built(self.plan.rate(index))
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.position = state["epoch"], state["position"]
-        self.sums, self.best, self.last_step = state["sums"], state["best"], state["last_step"]
+        best = state["best"]
+        self.best = {0: best} if "score" in best else best  # a state from before there were members
+        self.sums, self.last_step = state["sums"], state["last_step"]
         self.trials = [Trial(**trial) for trial in state["trials"]]
         return index
 
 
-def _reported(info: StepInfo) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Batches:
+    """The shots in their own order, batch by batch, as often as one likes."""
+
+    shots: LabelledSet
+    size: int
+    device: torch.device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in torch.arange(len(self.shots.labels)).split(self.size):
+            yield self.shots.inputs[rows].to(self.device), self.shots.labels[rows].to(self.device)
+
+
+def reported(info: StepInfo) -> dict[str, float]:
+    """The log evidence of a step, where there is one, and its metrics."""
     evidence = {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
     return {**evidence, **info.metrics}
 
 
-def validation_nll(adapter: Adapter, val: LabelledSet | None) -> float | None:
-    """Mean negative log-likelihood (nats) of the validation images; None without any; infinity where it is not finite."""
+def said(optimizer: BatchOptimizer, last_step: dict[str, float]) -> dict[str, float]:
+    """What an optimiser says after a step beside loss and evidence: `posterior/*` of a Bayesian one, else `train/*`.
+
+    last_step: as `reported`.
+    """
+    place = "posterior" if "log_evidence" in last_step else "train"
+    found = {name: value for name, value in last_step.items() if name != "log_evidence"} | optimizer.monitor()
+    return {f"{place}/{name}": value for name, value in found.items()}
+
+
+def validation_nll(adapter: Adapter, val: LabelledSet | None, draw: int = 0) -> float | None:
+    """Mean negative log-likelihood (nats) of the validation images; None without any; infinity where it is not finite.
+
+    draw: 0 for all of them; else the number of a drawing of as many from them, with replacement.
+    """
     if val is None or len(val.labels) == 0:
         return None
     try:
@@ -290,6 +383,10 @@ def validation_nll(adapter: Adapter, val: LabelledSet | None) -> float | None:
         logits = reader.logits(val.inputs, len(val.labels), "validation")
     except FloatingPointError:
         return math.inf
+    if draw:
+        generator = torch.Generator().manual_seed(draw)
+        rows = torch.randint(len(logits), (len(logits),), generator=generator)
+        return float(F.cross_entropy(logits[rows], val.labels[rows]))
     return float(F.cross_entropy(logits, val.labels))
 
 

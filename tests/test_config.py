@@ -28,6 +28,7 @@ COMPLETE = {
     ("adapter", "none"): ["method=zeroshot"],
     ("adapter", "lora"): ["method=adamw"],
     ("optimizer", "none"): ["method=zeroshot"],
+    ("predictive", "tempered"): ["method=zeroshot"],
 }
 CASES = [(group, name) for group, names in GROUPS.items() for name in names]
 

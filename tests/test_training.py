@@ -1,6 +1,7 @@
 """The loop: what is kept, what is reported, and a killed run that ends where an uninterrupted one does."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 
 from clipkal.adapters import LinearAdapter
 from clipkal.data import FeatureSet
-from clipkal.optim import FirstOrder, OnlineKalman
+from clipkal.optim import Ensemble, FirstOrder, OnlineKalman
 from clipkal.training import Plan, train, validation_nll
 
 
@@ -138,12 +139,79 @@ def test_a_run_stopped_at_any_step_and_resumed_gives_the_same_numbers(task, step
     assert [vars(t) for t in done.trials] == [vars(t) for t in expected.trials]
 
 
+def test_members_are_what_other_seeds_would_have_learnt(task):
+    """Without a choice by validation images; the first member is the run without an ensemble."""
+    heard = []
+
+    class Concluding(FirstOrder):
+        def conclude(self, shots, kept):
+            heard.append((torch.cat([x for x, _ in shots]), kept))
+            return {"members": len(kept)}
+
+    def build(adapter, rate):
+        return Concluding(adapter, torch.optim.AdamW([adapter.weight], lr=rate))
+
+    plan = Plan(rates=(0.1,), epochs=3, batch_size=8, seed=3)
+    adapter = adapter_of(task)
+    done = train(adapter, build, task, replace(plan, members=3))
+    ((shots, kept),) = heard
+    assert torch.equal(shots, task.shots.inputs) and done.last_step["members"] == 3
+    assert torch.equal(kept[0]["weight"], adapter.weight) and len(done.trials) == 3
+    for member, seed in enumerate((3, 4, 5)):
+        alone = adapter_of(task)
+        train(alone, adamw, task, replace(plan, seed=seed))
+        assert torch.equal(kept[member]["weight"], alone.weight)
+
+
+def test_later_members_are_judged_by_a_drawing_of_the_validation_images(task):
+    adapter, val = adapter_of(task), task.val
+    rows = torch.randint(12, (12,), generator=torch.Generator().manual_seed(2))
+    drawn = FeatureSet("val", list("abcdefghijkl"), val.labels[rows], val.inputs[rows])
+    assert validation_nll(adapter, val, 2) == pytest.approx(validation_nll(adapter, drawn))
+    done = train(adapter, adamw, task, replace(PLAN, members=2))
+    first, second = done.trials[:3], done.trials[3:]
+    assert [trial.curve for trial in first] == [
+        trial.curve for trial in train(adapter_of(task), adamw, task, PLAN).trials
+    ]
+    assert second[0].curve[0]["val_nll"] == pytest.approx(validation_nll(adapter_of(task), val, 1))
+    assert done.kept is min(first, key=lambda trial: trial.val_nll)
+
+
+@pytest.mark.parametrize("step", [20, 90])
+def test_an_ensemble_that_is_stopped_goes_on(task, step):
+    plan, build = replace(PLAN, members=2), lambda adapter, rate: Ensemble(adapter, members=2, lr=rate)
+    expected, saver = train(adapter_of(task), build, task, plan), StopAt(step)
+    with pytest.raises(Stop):
+        train(adapter_of(task), build, task, plan, saver)
+    done = train(adapter_of(task), build, task, plan, StopAt(state=saver.state))
+    inputs = task.val.inputs
+    assert torch.equal(done.posterior.logit_samples(inputs, 2), expected.posterior.logit_samples(inputs, 2))
+
+
 def test_reports_come_for_every_epoch_of_every_trial(task):
     heard = []
     train(
         adapter_of(task), adamw, task, PLAN, report=lambda trial, epoch, values: heard.append((trial, epoch))
     )
     assert heard == [(trial, epoch) for trial in range(3) for epoch in range(7)]
+
+
+def test_whoever_watches_hears_of_every_step(task):
+    heard, values = [], []
+    train(
+        *(adapter_of(task), lambda adapter, _: OnlineKalman(adapter), task, Plan(epochs=2, batch_size=9)),
+        report=lambda trial, epoch, said: values.append(said),
+        watch=lambda progress, info: heard.append((progress, info)),
+    )
+    count, steps = len(task.shots.labels), len(heard)
+    assert [one.step for one, _ in heard] == list(range(1, steps + 1)) and heard[0][0].steps == steps
+    assert [one.images for one, _ in heard] == torch.tensor([one.batch for one, _ in heard]).cumsum(
+        0
+    ).tolist()
+    assert heard[-1][0].epoch == 2 and heard[-1][0].images == 2 * count
+    last = heard[-1][1].metrics["mahalanobis"]
+    assert values[-1]["posterior/mahalanobis"] == last and "posterior/trace" in values[-1]
+    assert not any(name.startswith("posterior/") for name in values[0])  # of epoch 0
 
 
 def test_a_filter_reports_the_log_evidence_of_every_epoch(task):

@@ -82,6 +82,11 @@ def _check_predictive(cfg: DictConfig) -> None:
         )
     if chosen.name.endswith("_scaled"):
         raise ConfigError(f"predictive.name={chosen.name}: _scaled marks those at a fitted temperature")
+    if cfg.optimizer.name != "none" and constant_of(chosen._target_, "zeroshot_only"):
+        raise ConfigError(
+            f"predictive={chosen.name} reads zero-shot, so what method={cfg.method} learns would not be seen: type "
+            f"method=zeroshot predictive={chosen.name}, or predictive=novelty for a mixture of both"
+        )
     if {"draws", "covariance"} & set(needs_of(cfg)) and not has_posterior(cfg):
         raise ConfigError(
             f"predictive={chosen.name} needs a posterior, which optimizer={cfg.optimizer.name} has not"

@@ -232,13 +232,21 @@ class PredictiveConfig(PartConfig):
 @node
 @dataclass
 class TrackingConfig:
-    """Weights & Biases beside the run directory (conf/tracking/)."""
+    """The dashboard beside the run directory (conf/tracking/)."""
 
+    backend: Literal["wandb", "tensorboard", "trackio"] = "wandb"  # Weights & Biases, or an extra
     mode: Literal["offline", "online", "disabled"] = "offline"
     project: Annotated[str, Field(min_length=1, description="a name")] = "clipkal"
-    entity: str | None = None
+    entity: str | None = None  # the team or account; null = yours
     group: str | None = None  # null = <dataset>-<backbone>-<method>-<shots>shot, so that seeds fold
-    tags: list[str] = field(default_factory=list)
+    job_type: str | None = None  # null = train, or evaluate where nothing is trained
+    tags: list[str] = field(default_factory=list)  # beside dataset, backbone, method, shots and seed
+    notes: str | None = None  # a text that stands beside the run
+    # curves within an epoch have at most so many points; 0 = none
+    curve_points: Annotated[int, Field(ge=0, le=100_000)] = 200
+    # figures and thumbnails; auto: of single runs, not of a multirun's jobs
+    media: bool | Literal["auto"] = "auto"
+    artifacts: bool = True  # all that clipkal.load_run reads
     # seconds to wait for the server before going on offline
     timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0
 

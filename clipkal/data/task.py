@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipkal.data.names import choose
 from clipkal.data.protocol import PROTOCOLS, base_or_new
-from clipkal.data.sets import AnySet, Dataset, check_sets, check_text_features, label_space
+from clipkal.data.sets import AnySet, Dataset, ImageSet, check_sets, check_text_features, label_space
 from clipkal.data.shotlist import (
     RECORD_VERSION,
     SUBSETS,
@@ -67,6 +67,7 @@ class FewShotTask:
         record: what was drawn and how, JSON-able; goes to `shots.json`.
         label_spaces: OOD set -> the labels it is scored over, ascending; the ID test set is scored over all.
         transfer: test sets with other classes by name, each scored over its own.
+        images: what was evaluated before a backbone saw it, by name, to look at; nothing for precomputed features.
     """
 
     name: str
@@ -81,10 +82,18 @@ class FewShotTask:
     record: dict[str, Any]
     label_spaces: dict[str, list[int]] = field(default_factory=dict)
     transfer: dict[str, Transfer] = field(default_factory=dict)
+    images: dict[str, ImageSet] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_sets(self.name, len(self.class_names), self.sets())
         check_text_features(self.name, self.text_features, len(self.class_names))
+
+    def with_images(self, before: FewShotTask) -> FewShotTask:
+        """The same task with the evaluated images of the one `before` a backbone saw it."""
+        tests = {"test": before.test, **before.ood} | {
+            name: one.test for name, one in before.transfer.items()
+        }
+        return replace(self, images={name: one for name, one in tests.items() if isinstance(one, ImageSet)})
 
     def sets(self) -> dict[str, AnySet]:
         """Every set by role or OOD name."""

@@ -3,6 +3,8 @@
 They know nothing of the prediction: an image far from all shots is *novel*, not necessarily *wrong*.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,18 +12,24 @@ CHUNK = 2**24
 """Distances between images and shots (or class means) that are held at a time."""
 
 
-def nearest_shot(features: Tensor, shots: Tensor) -> Tensor:
+def nearest_shot(features: Tensor, shots: Tensor, to_others: bool = False) -> Tensor:
     """Euclidean distance of each image's feature (N, d) to the nearest shot's (n, d), float64 (N,); 0 at a shot.
+
+    to_others: the images are the shots themselves, and none is its own neighbour; infinite for a single one.
 
     Which shot is nearest is found in float32 (16 shots of 1000 classes are 10¹² flop for 50,000 images), how far it is
     in float64. For features of unit norm the order is that of 1 − the largest cosine similarity.
     """
     features, shots = _checked(features, shots)
-    found = []
+    found: list[Tensor] = []
     single, half = shots.float(), 0.5 * shots.square().sum(1).float()
     for part in features.split(max(1, CHUNK // len(shots))):
-        nearest = (part.float() @ single.T - half).argmax(1)
-        found.append((part.double() - shots[nearest].double()).norm(dim=1))
+        similarity = part.float() @ single.T - half
+        if to_others:
+            similarity.diagonal(sum(map(len, found))).fill_(-math.inf)
+        best, nearest = similarity.max(1)
+        distance = (part.double() - shots[nearest].double()).norm(dim=1)
+        found.append(torch.where(best.isfinite(), distance, math.inf))
     return torch.cat(found)
 
 

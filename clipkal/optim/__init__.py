@@ -19,6 +19,7 @@ from clipkal.optim.natural_gradient.kfac import KFAC
 from clipkal.optim.natural_gradient.reng import RENG
 from clipkal.optim.natural_gradient.ring import RING
 from clipkal.optim.posterior import Posterior
+from clipkal.optim.references import TFB, Ensemble, LaplaceAdamW
 
 __all__ = [
     "KFAC",
@@ -26,14 +27,17 @@ __all__ = [
     "RING",
     "SAM",
     "SGD",
+    "TFB",
     "Adagrad",
     "AdamW",
     "BatchOptimizer",
     "BilinearModel",
+    "Ensemble",
     "FirstOrder",
     "Kalman",
     "KalmanCLIP",
     "KalmanFilter",
+    "LaplaceAdamW",
     "LoKO",
     "OnlineKalman",
     "Posterior",

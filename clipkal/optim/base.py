@@ -9,6 +9,7 @@ gives its own share of the batch (parallel/).
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,20 @@ class BatchOptimizer(EagerOptimizer):
         By default they are not looked at.
         """
 
+    def conclude(
+        self, shots: Iterable[tuple[Tensor, Tensor]], kept: Sequence[Mapping[str, Tensor]]
+    ) -> dict[str, float]:
+        """Is called once, when the learning has ended: for what is made of the parameters that were kept, such as a posterior.
+
+        Args:
+            shots: batches (inputs, targets), which can be gone over again and again.
+            kept: of every member that was learnt its trainable parameters by name; those of the first are in the model.
+
+        Returns:
+            What is worth a line in a run's record, by name.
+        """
+        return {}
+
     @property
     def posterior(self) -> Posterior | None:
         """The distribution that it has learnt; None where all it has is a point."""
@@ -81,6 +96,10 @@ class BatchOptimizer(EagerOptimizer):
     def describe(self) -> dict[str, str]:
         """What it really does, choices by rule and fallbacks included, in a word each; for a run's record."""
         return {"optimizer": type(self).__name__}
+
+    def monitor(self) -> dict[str, float]:
+        """Figures of the state that cost a pass over it: for now and then, where `StepInfo.metrics` are of every step."""
+        return {}
 
     def extra_state(self) -> dict[str, Any]:
         """State that belongs to no single parameter: tensors, numbers and strings, in dicts and lists."""

@@ -109,11 +109,13 @@ class FirstOrder(BatchOptimizer):
         return {"optimizer": type(self.optimizer).__name__, "kernel": "fused" if fused else "plain"}
 
     def state_dict(self) -> dict[str, Any]:
-        return self.optimizer.state_dict()
+        extra = self.extra_state()
+        return {**self.optimizer.state_dict(), **({"extra": extra} if extra else {})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state_dict)
+        self.optimizer.load_state_dict({key: one for key, one in state_dict.items() if key != "extra"})
         self._adopt()
+        self.load_extra_state(state_dict.get("extra", {}))
 
 
 class SGD(FirstOrder):

@@ -15,17 +15,22 @@ from clipkal.data import FeatureSet, FewShotTask
 from clipkal.errors import ClipkalError
 from clipkal.evaluation import Evaluation
 from clipkal.files import digest
-from clipkal.recording import predictions
+from clipkal.optim.base import StepInfo
+from clipkal.recording import charts, predictions
 from clipkal.recording.checkpoint import Checkpoint, save_adapter, save_predictive
+from clipkal.recording.curves import Curves
 from clipkal.recording.interrupt import Interrupt
 from clipkal.recording.places import places
-from clipkal.tracking import RunDirectory, WandbMirror, environment, other_choices
+from clipkal.tracking import Mirror, RunDirectory, environment, other_choices
 from clipkal.tracking.inputs import Record, inputs_of
 from clipkal.tracking.tensors import packed
-from clipkal.training import State, Training
+from clipkal.training import Progress, State, Training
 from clipkal.uncertainty import Predictive
 
 log = logging.getLogger("clipkal")
+
+EPOCHS = 100_000
+"""More epochs than any trial has."""
 
 MOST_CLASSES = 200
 """With more classes than this, predictions.parquet leaves the probabilities out (1000 are 4 kB an image)."""
@@ -35,18 +40,18 @@ ARTIFACT = (
 )  # fmt: skip
 """What W&B keeps as the run's artifact: all that `clipkal.load_run` reads."""
 FINAL = ("accuracy", "nll", "brier", "ece")
-"""The metrics that go to metrics.csv and W&B's summary; results.json has all."""
+"""The metrics that go to metrics.csv and finished.json; results.json has all."""
 
 
 class Recorder:
     """Writes one run's files as they come to be known: shots, curves, checkpoints, results.
 
-    It is the training loop's `Saver` (a checkpoint every `checkpoint_every` seconds, and at once when a
-    signal asks
-    the run to stop: then SystemExit) and its `Report` (a line in metrics.csv and W&B for every epoch).
+    It is the training loop's `Saver` (a checkpoint every `checkpoint_every` seconds, and at once when a signal asks the run
+    to stop: then SystemExit), its `Report` (lines in metrics.csv and on the dashboard for every epoch) and its `Watch` (a
+    few hundred points on the dashboard for the steps).
     """
 
-    def __init__(self, cfg: DictConfig, directory: RunDirectory, mirror: WandbMirror, identity: str):
+    def __init__(self, cfg: DictConfig, directory: RunDirectory, mirror: Mirror, identity: str):
         self.cfg, self.directory, self.mirror, self.identity = cfg, directory, mirror, identity
         self.interrupt = Interrupt()
         self.path = directory.path / "checkpoint.pt"
@@ -55,6 +60,8 @@ class Recorder:
         self.skipped: dict[str, list[str]] = {}
         self.fingerprint: dict[str, Any] = {}
         self.inputs: Record = {}
+        self.environment = environment()
+        self.curves = Curves(mirror, cfg.tracking.curve_points)
 
     def begin(self, task: FewShotTask, skipped: dict[str, list[str]], backbone: Backbone | None) -> None:
         """Records which images were drawn, which could not be read, and what files, classes and weights all that came from."""
@@ -72,6 +79,9 @@ class Recorder:
             "train_images": len(task.shots),
             "val_images": 0 if task.val is None else len(task.val),
         }
+        self.task = task
+        self.curves.images = len(task.shots)
+        self._describe_on_mirror()
         self.fingerprint = {
             "run": self.identity,
             "shots": task.record["sha256"],
@@ -79,7 +89,13 @@ class Recorder:
             "features": _content(task.shots),
         }
 
-    # -- the training loop's Saver and Report --
+    def _describe_on_mirror(self) -> None:
+        """What the configuration does not say: what was drawn, from which files, by which versions, on what."""
+        drawn = {name: value for name, value in self.run.items() if name not in ("overrides", "classes")}
+        drawn |= {"classes": len(self.run["classes"])}
+        self.mirror.config({"run": drawn, "inputs": self.inputs, "environment": self.environment})
+
+    # -- the training loop's Saver, Report and Watch --
 
     def restore(self) -> State | None:
         """The state of an interrupted run of the same settings, or None."""
@@ -87,6 +103,8 @@ class Recorder:
         if state:
             log.info("going on from the checkpoint in %s", self.directory.path)
             self.directory.trim(_step(state["trial"], state["epoch"] + 1))
+            if self.mirror.wants_all:
+                self._replay()
         else:
             self.directory.trim(0)
         return state
@@ -101,12 +119,23 @@ class Recorder:
             log.info("stopped; the same command goes on from here")
             raise SystemExit(self.interrupt.exit_code)
 
+    def _replay(self) -> None:
+        """Gives the mirror the epochs that metrics.csv has from before the interruption."""
+        epochs: dict[int, dict[str, float]] = {}
+        for step, _, _, metric, value in self.directory.logged():
+            epochs.setdefault(step, {})[metric] = value
+        for step, values in epochs.items():
+            self.curves.epoch(*divmod(step, EPOCHS), values)
+
     def epoch(self, trial: int, epoch: int, values: dict[str, float]) -> None:
-        """One line for every finished epoch of every trial."""
+        """The lines for a finished epoch of a trial: its means, and what the optimiser said after its last step."""
         named = {name: value for name, value in values.items() if name != "epoch"}
         self.directory.log_all(_step(trial, epoch), f"trial{trial}", self.cfg.dataset.name, named)
-        curve = {f"trial{trial}/{name}": value for name, value in named.items()}
-        self.mirror.log({**curve, "epoch": epoch}, step=_step(trial, epoch))
+        self.curves.epoch(trial, epoch, named)
+
+    def step(self, progress: Progress, info: StepInfo) -> None:
+        """A point on the dashboard for the step, if it is its turn."""
+        self.curves.step(progress, info)
 
     # -- the end --
 
@@ -119,7 +148,7 @@ class Recorder:
             **evaluation.to_dict(),
             "training": _training_record(training) | {"parameters": _trained_parameters(adapter)},
             "skipped": self.skipped,
-            "environment": environment(),
+            "environment": self.environment,
         }
         about = {**self.run, "run_id": self.identity, "adapter_settings": adapter.describe()}
         self._log_final(evaluation, training)
@@ -132,24 +161,42 @@ class Recorder:
             tensors, structure = packed(training.optimizer.extra_state())
             self.directory.save_tensors("posterior", tensors, {**about, "state": structure})
         save_predictive(self.directory.path / "predictive.safetensors", predictive, about)
-        if self._wants_figure():
+        if _wants(self.cfg.figures):
             self._draw(evaluation)
+        self._show(evaluation, training)
         summary = _summary(evaluation, training)
-        self.mirror.summary(summary)
         self.directory.finish(summary, self.inputs)
-        self.mirror.artifact(path for name in ARTIFACT if (path := self.directory.path / name).exists())
+        if self.cfg.tracking.artifacts:
+            self.mirror.artifact("run", [self.directory.path / name for name in ARTIFACT])
         Checkpoint.delete(self.path)
         log.info("%s  %s", self.directory.path, _headline(summary, evaluation.reported))
+        if self.mirror.later_line and not in_multirun():
+            log.info("%s", self.mirror.later_line)
         return summary["val_nll"]
 
-    def _wants_figure(self) -> bool:
-        """A single run shows its own figures; those of a multirun's jobs are drawn by clipkal-report."""
-        if self.cfg.figures != "auto":
-            return self.cfg.figures
-        return not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN
+    def _show(self, evaluation: Evaluation, training: Training | None) -> None:
+        """The finished run on the dashboard. A view of results.json, whose failure must not keep the run from finishing."""
+        if self.mirror.mode == "disabled":
+            return
+        try:
+            self.curves.kept(training)
+            final = charts.final_metrics(evaluation)
+            self.mirror.log(final, step=self.curves.steps, epoch=self.curves.last_epoch)
+            self.mirror.summary(charts.headline(final, training))
+            self.mirror.table("tables/sets", *charts.sets_table(evaluation))
+            self.mirror.table("tables/classes", *charts.classes_table(evaluation, self.task.class_names))
+            self.mirror.lines("charts/reliability", charts.reliability_lines(evaluation))
+            self.mirror.lines("charts/risk_coverage", charts.risk_coverage_lines(evaluation))
+            if _wants(self.cfg.tracking.media):
+                about = (evaluation, self.task.class_names, self.task.images, self.cfg.seed)
+                self.mirror.table("tables/images", *charts.images_table(*about))
+        except ClipkalError:  # a full disk
+            raise
+        except Exception as error:
+            log.warning("%s: the dashboard could not be given everything (%s)", self.directory.path, error)
 
     def _draw(self, evaluation: Evaluation) -> None:
-        """The run's figures. Views of its results, whose failure must not keep the run from finishing."""
+        """The run's figures, here and on the dashboard. Views of its results, whose failure must not keep it from finishing."""
         try:
             from clipkal.recording.run_figures import run_figures
 
@@ -168,6 +215,16 @@ class Recorder:
             for predictive, metrics in one.metrics.items():
                 named = {f"{predictive}/{metric}": metrics[metric] for metric in FINAL}
                 self.directory.log_all(step, one.role, name, named)
+
+
+def _wants(choice: bool | str) -> bool:
+    """Whether to draw; auto: single runs show their own figures, those of a multirun's jobs are clipkal-report's."""
+    return not in_multirun() if choice == "auto" else bool(choice)
+
+
+def in_multirun() -> bool:
+    """Whether this run is a job of a multirun."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def _content(shots: Any) -> str:
@@ -205,7 +262,7 @@ def classes_record(task: FewShotTask, backbone: Backbone | None) -> dict[str, An
 
 def _step(trial: int, epoch: int) -> int:
     """One growing step number over all trials: trials have fewer than 100,000 epochs."""
-    return trial * 100_000 + epoch
+    return trial * EPOCHS + epoch
 
 
 def _training_record(training: Training | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -37,6 +38,13 @@ class StopWorkers(Callback):
         os.environ[FOLDER], _launcher = folder, True
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _stop_all)
+
+
+class ForgetConfigs(Callback):
+    """Drops the two configurations that Hydra keeps of every job until the sweep ends, 0.2 MB a job; nothing reads them."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+        job_return.cfg = job_return.hydra_cfg = None
 
 
 @contextmanager

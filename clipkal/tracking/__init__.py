@@ -1,12 +1,12 @@
-"""Tracking: one run directory that is the truth, and a W&B mirror that may fail without harm.
+"""Tracking: one run directory that is the truth, and a mirror on a dashboard that may fail without harm.
 
 `directory.RunDirectory` writes what a run leaves behind, `identity` says what a run is called and where it
-ran, `inputs` what it was made from, `wandb_mirror.WandbMirror` copies it to Weights & Biases. Nothing here
-imports torch, W&B or pandas before it must.
+ran, `inputs` what it was made from, `mirror.Mirror` copies it to Weights & Biases, TensorBoard or trackio (`tracker` is
+what these have in common). Nothing here imports torch, W&B or pandas before it must.
 """
 
 from clipkal.tracking.directory import RunDirectory, State
 from clipkal.tracking.identity import environment, other_choices, run_id, run_path
-from clipkal.tracking.wandb_mirror import WandbMirror
+from clipkal.tracking.mirror import Mirror
 
-__all__ = ["RunDirectory", "State", "WandbMirror", "environment", "other_choices", "run_id", "run_path"]
+__all__ = ["Mirror", "RunDirectory", "State", "environment", "other_choices", "run_id", "run_path"]

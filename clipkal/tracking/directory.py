@@ -15,7 +15,7 @@ from clipkal.errors import ClipkalError
 from clipkal.tracking import identity
 from clipkal.tracking.inputs import Record, inputs_of
 from clipkal.tracking.marker import ID, MARKER, damaged_files, read_marker, results_in
-from clipkal.tracking.metrics_file import MetricsFile
+from clipkal.tracking.metrics_file import MetricsFile, Row
 from clipkal.tracking.writing import plain, printable, render, writing
 
 if TYPE_CHECKING:
@@ -227,6 +227,10 @@ class RunDirectory:
     def trim(self, step: int) -> None:
         """Drops logged rows at or after `step`, which a resumed run is about to log again."""
         self._metrics.trim(step)
+
+    def logged(self) -> list[Row]:
+        """The rows of metrics.csv: step, split, dataset, metric, value."""
+        return self._metrics.rows()
 
     def log(self, step: int, split: str, dataset: str, metric: str, value: float) -> None:
         """Appends one row to metrics.csv."""

@@ -51,6 +51,12 @@ class MetricsFile:
             self._file.close()
             self._file = None
 
+    def rows(self) -> list[Row]:
+        """Every whole row."""
+        if not self.path.exists():
+            return []
+        return [(int(row[0]), row[1], row[2], row[3], float(row[4])) for row in self._read()[0]]
+
     def repair(self) -> None:
         """Drops what a crash left half-written."""
         self._keep(lambda _: True)

@@ -5,64 +5,20 @@ import netrc
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
+
+from clipkal.tracking.tracker import RunIdentity, TrackingSettings
+from clipkal.tracking.wandb_offline import record_id
 
 log = logging.getLogger(__name__)
 
 MODES = ("disabled", "offline", "online")  # from quiet to loud
 FINISH_FACTOR = 4.0  # an upload at the end may take this many timeouts
 LONGEST_NAME, LONGEST_TAG = 128, 64  # W&B refuses a run with longer ones
-
-
-class TrackingSettings(Protocol):
-    """The keys of conf/tracking/ that are read here."""
-
-    mode: str
-    project: str
-    entity: str | None
-    group: str | None
-    tags: list[str]
-    timeout: float
-
-
-@dataclass
-class RunIdentity:
-    """What a W&B run is filed under."""
-
-    run_id: str
-    directory: Path
-    run: Mapping[str, Any] = field(default_factory=dict)  # dataset, backbone, method, shots, seed
-    config: Mapping[str, Any] = field(default_factory=dict)  # the resolved configuration
-
-    @property
-    def name(self) -> str:
-        """`<dataset>-<backbone>-<method>-<shots>shot-seed<seed>`."""
-        return "-".join(part for part in (self.group, self._seed) if part) or self.run_id
-
-    @property
-    def group(self) -> str:
-        """The same without the seed, so that seeds fold into one line."""
-        words = [str(self.run[key]) for key in ("dataset", "backbone", "method") if key in self.run]
-        return "-".join([*words, *([self._shots] if self._shots else [])])
-
-    @property
-    def tags(self) -> list[str]:
-        """Dataset, backbone, method, `16shot`, `seed1`."""
-        words = [str(self.run[key]) for key in ("dataset", "backbone", "method") if key in self.run]
-        return [*words, *(word for word in (self._shots, self._seed) if word)]
-
-    @property
-    def _shots(self) -> str:
-        return f"{self.run['shots']}shot" if "shots" in self.run else ""
-
-    @property
-    def _seed(self) -> str:
-        return f"seed{self.run['seed']}" if "seed" in self.run else ""
 
 
 def wanted_mode(mode: str) -> str:
@@ -73,13 +29,17 @@ def wanted_mode(mode: str) -> str:
     return min(mode, asked, key=MODES.index) if asked in MODES else mode
 
 
-def open_run(cfg: TrackingSettings, mode: str, identity: RunIdentity) -> tuple[Any, str, str]:
+def open_run(
+    cfg: TrackingSettings, mode: str, identity: RunIdentity, earlier: Sequence[Path] = ()
+) -> tuple[Any, str, str]:
     """An open W&B run, the mode it is in, and why that is not the wanted one ("" if it is).
+
+    earlier: W&B's records of the same run.
 
     Raises whatever W&B raises when not even an offline run can be opened.
     """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else W&B calls home at exit, even offline
-    _writable_homes(identity.directory)
+    _homes(identity.directory)
     import wandb
 
     reason = ""
@@ -87,21 +47,30 @@ def open_run(cfg: TrackingSettings, mode: str, identity: RunIdentity) -> tuple[A
         reason = _obstacle(wandb, cfg.timeout)
         if not reason:
             try:
-                return _init(wandb, cfg, "online", identity), "online", ""
+                return _init(wandb, cfg, "online", identity, earlier), "online", ""
             except Exception as error:
                 reason = f"W&B could not be reached ({brief(error)})"
                 wandb.teardown()  # its service would refuse to open the same run once more
-    return _init(wandb, cfg, "offline", identity), "offline", reason
+    return _init(wandb, cfg, "offline", identity, earlier), "offline", reason
 
 
-def _writable_homes(directory: Path) -> None:
-    """Where the home folder cannot take W&B's logs and staged files, the run directory does."""
-    for variable, usual in (
-        ("WANDB_CACHE_DIR", "~/.cache/wandb"),
-        ("WANDB_DATA_DIR", "~/.local/share/wandb"),
-    ):
+def _homes(directory: Path) -> None:
+    """Files that W&B stages for artifacts lie with the run, and so does its cache where the home folder cannot take it.
+
+    W&B's own place for them is below the home folder, where those of an offline run stay for good, and where they would
+    not be deleted or copied together with the run that needs them.
+    """
+    here = str((directory / "wandb" / "home").absolute())
+    if os.environ.get("WANDB_DATA_DIR") in (None, "", *_homes_given):
+        os.environ["WANDB_DATA_DIR"] = here
+    for variable, usual in (("WANDB_CACHE_DIR", "~/.cache/wandb"), ("WANDB_DATA_DIR", here)):
         if not _writable(os.environ.get(variable) or usual):
-            os.environ[variable] = str((directory / "wandb" / "home").absolute())
+            os.environ[variable] = here
+    _homes_given.add(here)
+
+
+_homes_given: set[str] = set()
+"""What `_homes` has chosen for the runs of this process, as opposed to what the user has set."""
 
 
 def _writable(folder: str) -> bool:
@@ -117,9 +86,8 @@ def _writable(folder: str) -> bool:
 
 def _obstacle(wandb: Any, timeout: float) -> str:
     """What stands in the way of an online run, found out without a prompt and without W&B's long retries."""
-    settings = wandb.setup(wandb.Settings(mode="online", silent=True)).settings
-    server = str(settings.base_url)
-    if not (getattr(settings, "api_key", None) or logged_in(server)):
+    server, known = server_and_login(wandb)
+    if not known:
         return "no W&B login found (log in once with: wandb login)"
     try:
         urllib.request.urlopen(server, timeout=timeout).close()
@@ -128,6 +96,13 @@ def _obstacle(wandb: Any, timeout: float) -> str:
     except (OSError, ValueError) as error:
         return f"{server} does not answer ({brief(error)})"
     return ""
+
+
+def server_and_login(wandb: Any) -> tuple[str, bool]:
+    """The server that W&B would talk to, and whether a key for it is at hand."""
+    settings = wandb.setup(wandb.Settings(mode="online", silent=True)).settings
+    server = str(settings.base_url)
+    return server, bool(getattr(settings, "api_key", None)) or logged_in(server)
 
 
 def logged_in(server: str) -> bool:
@@ -151,26 +126,34 @@ def _has_login(path: Path, host: str) -> bool:
         return False
 
 
-def _init(wandb: Any, cfg: TrackingSettings, mode: str, identity: RunIdentity) -> Any:
+def _init(
+    wandb: Any, cfg: TrackingSettings, mode: str, identity: RunIdentity, earlier: Sequence[Path]
+) -> Any:
     wandb.setup(wandb.Settings(mode=mode, silent=True))
     with _without_launch(wandb):
-        run = wandb.init(
+        return wandb.init(
             mode=mode,
-            project=cfg.project,
-            entity=cfg.entity,
+            **_filing(cfg, record_id(identity.run_id, mode, earlier)),
             group=(cfg.group or identity.group)[:LONGEST_NAME] or None,
             name=identity.name[-LONGEST_NAME:],
-            job_type="train",
+            job_type=cfg.job_type or identity.job_type,
             tags=list(dict.fromkeys(tag[:LONGEST_TAG] for tag in [*identity.tags, *cfg.tags] if tag)),
+            notes=cfg.notes,
             config=dict(identity.config),
-            id=identity.run_id,
-            resume="allow",
             dir=str(identity.directory),
             settings=wandb.Settings(**_settings(wandb, cfg.timeout)),
         )
-    run.define_metric("step", hidden=True)
-    run.define_metric("*", step_metric="step")
-    return run
+
+
+def in_sweep() -> bool:
+    """Whether a W&B agent started this process: then W&B has already named the run, its project and its entity."""
+    return bool(os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"))
+
+
+def _filing(cfg: TrackingSettings, run_id: str) -> dict[str, Any]:
+    if in_sweep():
+        return {}
+    return {"project": cfg.project, "entity": cfg.entity, "id": run_id, "resume": "allow"}
 
 
 def _settings(wandb: Any, timeout: float) -> dict[str, Any]:
@@ -179,7 +162,7 @@ def _settings(wandb: Any, timeout: float) -> dict[str, Any]:
         "silent": True,
         "quiet": True,
         "console": "off",
-        "disable_git": True,  # the commit is in results.json
+        "disable_git": True,  # the commit is in results.json and in the configuration
         "disable_code": True,
         "save_code": False,
         "x_disable_stats": True,
@@ -210,6 +193,16 @@ def _without_launch(wandb: Any) -> Iterator[None]:
         yield
     finally:
         setattr(kind, name, original)
+
+
+def teardown() -> None:
+    """Ends W&B's service, so that the next run of this process gets a new one; in silence, whatever happens."""
+    try:
+        import wandb
+
+        wandb.teardown()
+    except BaseException as error:
+        log.debug("W&B teardown: %s", error)
 
 
 def brief(error: BaseException) -> str:

@@ -13,7 +13,9 @@ from clipkal.uncertainty.predictives.laplace_bridge import LaplaceBridge, laplac
 from clipkal.uncertainty.predictives.novelty import Novelty
 from clipkal.uncertainty.predictives.plugin import Plugin, plugin
 from clipkal.uncertainty.predictives.probit import Probit, probit
+from clipkal.uncertainty.predictives.range_matched import RangeMatched
 from clipkal.uncertainty.predictives.sampled import SampleAverage, Sampled, sampled
+from clipkal.uncertainty.predictives.tempered import Tempered
 from clipkal.uncertainty.reader import Reader
 from clipkal.uncertainty.streaming import Images, predict
 from clipkal.uncertainty.temperature import fit_temperature, minimise_nll
@@ -28,9 +30,11 @@ __all__ = [
     "Prediction",
     "Predictive",
     "Probit",
+    "RangeMatched",
     "Reader",
     "SampleAverage",
     "Sampled",
+    "Tempered",
     "View",
     "fit_temperature",
     "laplace_bridge",

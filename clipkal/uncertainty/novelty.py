@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clipkal.metrics import nearest_shot
+
 LEAST_SPREAD = 1e-3
 """Of the distances, which lie in 0…2: below, equal images would make every other one novel."""
-BUDGET = 2**26
-"""About as many distances exist at a time."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class World:
 
         Raises ValueError where there is a single image in all: it has no distance to anything.
         """
-        known = torch.empty(0, dtype=torch.float64) if others is None else nearest(others, features)
+        known = torch.empty(0, dtype=torch.float64) if others is None else nearest_shot(others, features)
         repeated = (torch.bincount(labels) > 1)[labels]
-        own = nearest(features, features, to_others=True)
+        own = nearest_shot(features, features, to_others=True)
         if bool(repeated.any()):
             known = torch.cat((known, own[repeated]))
         elif not len(known):
@@ -74,27 +74,7 @@ class World:
         if shift == 0:
             return torch.zeros(len(features), dtype=torch.float64)
         prior = math.log(shift / (1 - shift)) - 0.5 * separation**2
-        distance = torch.cat((nearest(features, self.features), torch.zeros(1, dtype=torch.float64)))
+        distance = torch.cat((nearest_shot(features, self.features.to(features)), features.new_zeros(1).double()))
         u = torch.sigmoid(prior + separation * (distance - self.mean) / self.spread)
         return ((u[:-1] - u[-1]) / (1 - u[-1])).clamp(0, 1)
 
-
-def nearest(features: Tensor, shots: Tensor, to_others: bool = False) -> Tensor:
-    """Distance [B] of unit rows [B, d] to the nearest of shots [n, d], float64 on the CPU.
-
-    to_others: the two are the same, and an image is not its own neighbour; infinite for a single one.
-    """
-    found = []
-    shots = shots.float()
-    step = max(1, BUDGET // max(1, len(shots)))
-    for start in range(0, len(features), step):
-        few = features[start : start + step].to(shots)
-        cosine = few @ shots.T
-        if to_others:
-            cosine.diagonal(start).fill_(-math.inf)
-        best, index = cosine.max(1)
-        distance = (few.double() - shots[index].double()).norm(
-            dim=1
-        )  # not from the cosine, whose rounding shows at 0
-        found.append(torch.where(best.isfinite(), distance, math.inf))
-    return torch.cat(found).cpu() if found else torch.empty(0, dtype=torch.float64)

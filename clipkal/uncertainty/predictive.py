@@ -41,10 +41,12 @@ class Predictive:
         needs: what `predict` and `begin` are to be given beside the logits. It is written as a plain tuple in the
             class, because the configuration reads it without importing the class.
         samples: how many draws of the logits an image is to have, where `needs` has "draws".
+        calibrated: whether `fit` chooses temperatures, so that no other is fitted after it.
     """
 
     needs: ClassVar[tuple[Need, ...]] = ()
     samples: int = 0
+    calibrated: ClassVar[bool] = False
 
     def fit(self, reader: "Reader", shots: LabelledSet, validation: LabelledSet | None) -> None:
         """Learns what it has to learn from the shots and the validation images; by default nothing.

@@ -45,7 +45,19 @@ ON_A_NET: dict[str, Callable[[nn.Module], BatchOptimizer]] = {
 }
 CASES = [pytest.param(net, make, id=name) for name, make in ON_A_NET.items()] + [
     pytest.param(linear_adapter, getattr(optim, name), id=f"{name}, bilinear")
-    for name in ("AdamW", "KFAC", "RING", "RENG", "OnlineKalman", "RKalman", "LoKO", "KalmanCLIP", "Kalman")
+    for name in (
+        "AdamW",
+        "Ensemble",
+        "LaplaceAdamW",
+        "KFAC",
+        "RING",
+        "RENG",
+        "OnlineKalman",
+        "RKalman",
+        "LoKO",
+        "KalmanCLIP",
+        "Kalman",
+    )
 ]
 pytestmark = pytest.mark.parametrize(("make_model", "make"), CASES)
 

@@ -22,6 +22,12 @@ NATURAL = {"curvature": "bilinear", "fisher": "true", "solver": "cholesky"}
 LINEAR = {
     "adagrad": {"optimizer": "Adagrad", "kernel": "plain"},
     "adamw": {"optimizer": "AdamW", "kernel": "fused"},
+    "ensemble": {"optimizer": "AdamW", "kernel": "fused", "members": "5"},
+    "laplace": {
+        "optimizer": "AdamW",
+        "kernel": "fused",
+        "covariance": "Kronecker-factored, laplace-torch",
+    },
     "kalman": {
         "optimizer": "Kalman",
         "route": "bilinear",
@@ -56,6 +62,7 @@ LORA = {
     "reng": {**LINEAR["reng"], "curvature": "hooks"},
     "ring": {**LINEAR["ring"], "curvature": "hooks"},
     "rkalman": {**HOOKS, "optimizer": "RKalman"},
+    "tfb": {"optimizer": "AdamW", "kernel": "fused", "covariance": "isotropic in the columns of B"},
 }
 
 
@@ -68,6 +75,8 @@ def test_every_method_that_trains_has_its_route_held() -> None:
 def test_the_linear_adapter_takes_the_analytic_route(method: str, caplog: pytest.LogCaptureFixture) -> None:
     if method in ("sam", "sophia"):
         pytest.importorskip("pytorch_optimizer")
+    if method == "laplace":
+        pytest.importorskip("laplace")
     adapter = LinearAdapter(F.normalize(torch.randn(5, 8), dim=-1), 20.0)
     optimiser = make_build(compose([f"method={method}"]))(adapter, None)
     optimiser.step(F.normalize(torch.randn(10, 8), dim=-1), torch.arange(10) % 5)

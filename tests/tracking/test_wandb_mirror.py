@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from clipkal.tracking import WandbMirror, wandb_mirror, wandb_session
+from clipkal.tracking import Mirror, wandb_session
+from clipkal.tracking import mirror as mirror_module
 
 RUN = {"dataset": "digits", "backbone": "mini", "method": "kalman", "shots": 16, "seed": 0}
 ID = "0123456789abcdef"
@@ -21,6 +22,9 @@ ID = "0123456789abcdef"
 @dataclass
 class Settings:
     mode: str = "offline"
+    backend: str = "wandb"
+    job_type: str | None = None
+    notes: str | None = None
     project: str = "clipkal"
     entity: str | None = None
     group: str | None = None
@@ -81,8 +85,8 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
     return module
 
 
-def mirror(tmp_path: Path, **settings: Any) -> WandbMirror:
-    return WandbMirror(Settings(**settings), ID, tmp_path, run=RUN, config={"seed": 0})
+def mirror(tmp_path: Path, **settings: Any) -> Mirror:
+    return Mirror(Settings(**settings), ID, tmp_path, run=RUN, config={"seed": 0})
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -103,12 +107,17 @@ def test_a_run_is_filed_so_that_seeds_fold(tmp_path: Path, fake: FakeWandb) -> N
     assert sent["config"] == {"seed": 0} and sent["dir"] == str(tmp_path) and sent["project"] == "clipkal"
     assert sent["settings"]["console"] == "off" and sent["settings"]["reinit"] == "create_new"
     long = RUN | {"backbone": "b" * 300}
-    with WandbMirror(Settings(tags=["", "t" * 99]), ID, tmp_path, run=long):
+    with Mirror(Settings(tags=["", "t" * 99]), ID, tmp_path, run=long):
         sent = fake.runs.pop().arguments
     assert len(sent["group"]) == len(sent["name"]) == 128 and sent["name"].endswith("16shot-seed0")
     assert max(map(len, sent["tags"])) == 64 and "" not in sent["tags"]
     with mirror(tmp_path, group="sweep"):
         assert fake.runs[1].arguments["group"] == "sweep"
+    chosen = Settings(job_type="mine", notes="why", entity="team")
+    for settings, kind in ((chosen, "mine"), (Settings(), "evaluate")):
+        with Mirror(settings, ID, tmp_path, job_type="evaluate"):
+            sent = fake.runs.pop().arguments
+        assert (sent["job_type"], sent["notes"], sent["entity"]) == (kind, settings.notes, settings.entity)
 
 
 def test_records_arrive_in_order_and_the_run_is_finished(tmp_path: Path, fake: FakeWandb) -> None:
@@ -116,7 +125,7 @@ def test_records_arrive_in_order_and_the_run_is_finished(tmp_path: Path, fake: F
         values = {"train/loss": 0.0}
         for step in range(50):
             values["train/loss"] = step / 2
-            m.log(values, step)
+            m.log(values, step=step)
         m.summary({"id": {"plugin": {"accuracy": 0.5}}, "seconds": 1})
         m.table("sets", ["set", "nll"], [("id", 0.1)])
         m.image(tmp_path / "reliability.png")
@@ -129,12 +138,12 @@ def test_records_arrive_in_order_and_the_run_is_finished(tmp_path: Path, fake: F
         {"figures/reliability": ("image", str(tmp_path / "reliability.png"))},
     ]
     assert run.calls[-1] == ("finish", {"exit_code": 0})
-    assert {"step_metric": "step"} in run.of("define_metric")
+    assert {"step_metric": "epoch", "summary": "none"} in run.of("define_metric")
 
 
 def test_an_exception_is_passed_on_and_ends_the_run_with_1(tmp_path: Path, fake: FakeWandb) -> None:
     with pytest.raises(ZeroDivisionError), mirror(tmp_path) as m:
-        m.log({"a": 1}, 0)
+        m.log({"a": 1}, step=0)
         raise ZeroDivisionError
     assert fake.runs[0].calls[-1] == ("finish", {"exit_code": 1})
     assert fake.runs[0].of("log")
@@ -143,7 +152,7 @@ def test_an_exception_is_passed_on_and_ends_the_run_with_1(tmp_path: Path, fake:
 def test_disabled_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with mirror(tmp_path, mode="disabled") as m:
-        m.log({"a": 1}, 0)
+        m.log({"a": 1}, step=0)
         m.table("t", ["a"], [[1]])
         m.summary({})
     assert m.mode == "disabled" and not list(tmp_path.iterdir())
@@ -174,7 +183,7 @@ def test_the_environment_can_only_make_it_quieter(
 def test_wandb_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with mirror(tmp_path) as m:
-        m.log({"a": 1}, 0)
+        m.log({"a": 1}, step=0)
     assert m.mode == "disabled"
     (line,) = warnings(caplog)
     assert "could not start" in line and "\n" not in line
@@ -189,7 +198,7 @@ def test_init_fails(
 
     monkeypatch.setattr(fake, "init", init)
     with mirror(tmp_path) as m:
-        m.log({"a": 1}, 0)
+        m.log({"a": 1}, step=0)
     assert m.mode == "disabled"
     (line,) = warnings(caplog)
     assert "W&B could not start" in line and "\n" not in line
@@ -204,11 +213,11 @@ def test_init_hangs(tmp_path: Path, fake: FakeWandb, caplog: Any, monkeypatch: p
         return late
 
     monkeypatch.setattr(fake, "init", init)
-    monkeypatch.setattr(wandb_mirror, "GRACE", 0.1)
+    monkeypatch.setattr(mirror_module, "GRACE", 0.1)
     started = time.monotonic()
     with mirror(tmp_path, timeout=0.1) as m:
         assert m.mode == "disabled"
-        m.log({"a": 1}, 0)
+        m.log({"a": 1}, step=0)
     assert time.monotonic() - started < 5
     release.set()
     m._thread.join(5)
@@ -225,17 +234,17 @@ def test_every_record_fails_with_one_warning(tmp_path: Path, fake: FakeWandb, ca
             raise OSError(28, "No space left on device")
 
         run.log = run.log_artifact = run.finish = run.summary.update = refuse
-        m.log({"a": 1}, 0)
-        m.log({"a": 1}, 1)
+        m.log({"a": 1}, step=0)
+        m.log({"a": 1}, step=1)
         m.summary({"a": 1})
-        m.artifact([tmp_path / "missing"])
+        m.artifact("model", [tmp_path / "missing"])
     (line,) = warnings(caplog)
     assert "No space left on device" in line and "the run goes on" in line
 
 
 def test_finish_hangs(tmp_path: Path, fake: FakeWandb, caplog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr(wandb_mirror, "GRACE", 0.1)
+    monkeypatch.setattr(mirror_module, "GRACE", 0.1)
     started = time.monotonic()
     with mirror(tmp_path, timeout=0.05) as m:
         fake.runs[0].finish = lambda **_: release.wait(20)
@@ -249,12 +258,12 @@ def test_a_log_that_hangs_neither_blocks_nor_fills_memory(
     tmp_path: Path, fake: FakeWandb, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    monkeypatch.setattr(wandb_mirror, "GRACE", 0.1)
-    monkeypatch.setattr(wandb_mirror, "MOST_WAITING", 100)
+    monkeypatch.setattr(mirror_module, "GRACE", 0.1)
+    monkeypatch.setattr(mirror_module, "MOST_WAITING", 100)
     with mirror(tmp_path, timeout=0.05) as m:
         fake.runs[0].log = lambda *_: release.wait(20)
         for step in range(1000):
-            m.log({"a": 1}, step)
+            m.log({"a": 1}, step=step)
         assert m._jobs.qsize() <= 101
     release.set()
     (line,) = warnings(caplog)
@@ -306,7 +315,7 @@ def test_online_works(tmp_path: Path, fake: FakeWandb, caplog: Any, monkeypatch:
 
 def test_unknown_mode_is_one_warning(tmp_path: Path, caplog: Any) -> None:
     with mirror(tmp_path, mode="on") as m:
-        m.log({"a": 1}, 0)
+        m.log({"a": 1}, step=0)
     (line,) = warnings(caplog)
     assert "tracking.mode=on" in line and "offline" in line
 
@@ -360,13 +369,13 @@ def test_two_real_offline_runs_in_one_process(
         folder.mkdir()
         (folder / "results.json").write_text("{}")
         Image.new("RGB", (4, 4)).save(folder / "figure.png")
-        with WandbMirror(Settings(), f"id{seed}", folder, run=RUN | {"seed": seed}, config={"s": seed}) as m:
+        with Mirror(Settings(), f"id{seed}", folder, run=RUN | {"seed": seed}, config={"s": seed}) as m:
             assert m.mode == "offline"
             for step in range(20):
-                m.log({f"train/loss-of-{seed}": step}, step)
+                m.log({f"train/loss-of-{seed}": step}, step=step)
             m.table("sets", ["set", "nll"], [["id", 0.1]])
             m.image(folder / "figure.png")
-            m.artifact([folder / "results.json"])
+            m.artifact("model", [folder / "results.json"])
             m.summary({f"id/final-of-{seed}": 0.5})
     assert not warnings(caplog)
     assert capfd.readouterr() == ("", "")
@@ -387,7 +396,7 @@ def test_real_wandb_with_a_failing_init(tmp_path: Path, caplog: Any, monkeypatch
 
     monkeypatch.setattr(wandb, "init", init)
     with mirror(tmp_path) as m:
-        m.log({"a": 1}, 0)
+        m.log({"a": 1}, step=0)
     (line,) = warnings(caplog)
     assert "no service" in line and m.mode == "disabled"
 

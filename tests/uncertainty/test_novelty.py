@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from clipkal.adapters import LinearAdapter
 from clipkal.errors import CheckpointError, ConfigError
 from clipkal.uncertainty import Chunk, Novelty, Reader
-from clipkal.uncertainty.novelty import World, nearest
+from clipkal.metrics import nearest_shot
+from clipkal.uncertainty.novelty import World
 
 
 def unit(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -32,16 +33,16 @@ SHOTS, OTHERS = unit(20, 12), unit(15, 12, seed=1)
 
 def test_the_nearest_shot_is_found():
     every = torch.cdist(OTHERS.double(), SHOTS.double())
-    assert torch.allclose(nearest(OTHERS, SHOTS), every.amin(1), atol=1e-7)
+    assert torch.allclose(nearest_shot(OTHERS, SHOTS), every.amin(1), atol=1e-7)
     own = torch.cdist(SHOTS.double(), SHOTS.double()).fill_diagonal_(math.inf)
-    assert torch.allclose(nearest(SHOTS, SHOTS, to_others=True), own.amin(1), atol=1e-7)
+    assert torch.allclose(nearest_shot(SHOTS, SHOTS, to_others=True), own.amin(1), atol=1e-7)
 
 
 def test_chunks_of_images_give_the_same_distances(monkeypatch):
-    whole = nearest(OTHERS, SHOTS), nearest(SHOTS, SHOTS, to_others=True)
-    monkeypatch.setattr("clipkal.uncertainty.novelty.BUDGET", 60)
-    assert torch.allclose(nearest(OTHERS, SHOTS), whole[0], atol=1e-6)
-    assert torch.allclose(nearest(SHOTS, SHOTS, to_others=True), whole[1], atol=1e-6)
+    whole = nearest_shot(OTHERS, SHOTS), nearest_shot(SHOTS, SHOTS, to_others=True)
+    monkeypatch.setattr("clipkal.metrics.distance.CHUNK", 60)
+    assert torch.allclose(nearest_shot(OTHERS, SHOTS), whole[0], atol=1e-6)
+    assert torch.allclose(nearest_shot(SHOTS, SHOTS, to_others=True), whole[1], atol=1e-6)
 
 
 def test_a_shot_is_not_novel_and_novelty_rises_with_the_distance():
@@ -70,11 +71,11 @@ def test_neither_the_order_of_shots_nor_a_rotation_matters(seed):
 
 
 def test_what_the_shots_own_world_is():
-    own = nearest(SHOTS, SHOTS, to_others=True)
-    both = torch.cat((nearest(OTHERS, SHOTS), own))
+    own = nearest_shot(SHOTS, SHOTS, to_others=True)
+    both = torch.cat((nearest_shot(OTHERS, SHOTS), own))
     assert World.of(SHOTS, LABELS, OTHERS).mean == pytest.approx(float(both.mean()))
     alone = torch.arange(20)  # one shot a class: its neighbours are of other classes
-    assert World.of(SHOTS, alone, OTHERS).mean == pytest.approx(float(nearest(OTHERS, SHOTS).mean()))
+    assert World.of(SHOTS, alone, OTHERS).mean == pytest.approx(float(nearest_shot(OTHERS, SHOTS).mean()))
     assert World.of(SHOTS, alone, None).mean == pytest.approx(float(own.mean()))
     with pytest.raises(ValueError, match="more than one image"):
         World.of(SHOTS[:1], LABELS[:1], None)
@@ -84,7 +85,7 @@ def test_bayes_rule_gives_the_novelty():
     """Up to the part at the shots themselves: π N(t; δ, 1) against (1 − π) N(t; 0, 1)."""
     world = World.of(SHOTS, LABELS, OTHERS)
     query = unit(30, 12, seed=3)
-    t = (nearest(query, SHOTS) - world.mean) / world.spread
+    t = (nearest_shot(query, SHOTS) - world.mean) / world.spread
     normal = torch.distributions.Normal
     there, here = normal(1.5, 1.0).log_prob(t).exp() * 0.2, normal(0.0, 1.0).log_prob(t).exp() * 0.8
     assert torch.allclose(world.novelty(query, 0.2, 1.5), there / (there + here), atol=1e-2)

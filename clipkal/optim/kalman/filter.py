@@ -33,6 +33,9 @@ from clipkal.settings import Count, NonNegative, Share, Steps, Variance, check, 
 LARGEST_SOLVE = 128
 """Outputs taken jointly by "auto": where the two costs of a block, its GEMMs and its passes over P, balance."""
 
+FIRED = 0.5
+"""A gate has fired where it leaves less than this share of an image's weight."""
+
 HALVINGS = 10
 """How often the step of a block is halved in a network before the parameters stay where they were."""
 
@@ -285,6 +288,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         if self.weigher.gate.active:
             weights = torch.cat([i.weights for i in innovations]) / self.weigher.power
             metrics["gate_weight"] = float(weights.mean())
+            metrics["gate_fired"] = float((weights < FIRED).double().mean())
         if self.noise.level is not None:
             metrics["noise"] = self.noise.level
         if self.rho:
@@ -292,6 +296,18 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         if self.steps == 1 and self.prior_variance is not None:
             metrics["prior_variance"] = self.prior_variance
         return StepInfo(loss, evidence, metrics)
+
+    def monitor(self) -> dict[str, float]:
+        """tr P, and how many parameters the images determine so far: Σ_i 1 − P_ii/p₀ (MacKay 1992), of n.
+
+        The latter where P only ever shrinks from p₀ I: no time update, no variances of single parameters.
+        """
+        trace = None if self.prior_variance is None else self.covariance.trace()
+        if trace is None or self.prior_variance is None:
+            return {}
+        if self.priors or self.process_noise or self.fading < 1:
+            return {"trace": trace}
+        return {"trace": trace, "effective_parameters": self.vector.size - trace / self.prior_variance}
 
     def describe(self) -> dict[str, str]:
         parts = {"covariance": self.covariance, "observation": self.observation}

@@ -53,6 +53,7 @@ class Novelty(Predictive):
     """
 
     needs = ("zeroshot", "features")
+    calibrated = True
 
     @checked
     def __init__(self, shift: Fraction = 0.1, failure: Share = 0.5, separation: Positive = 2.0):

@@ -66,6 +66,9 @@ class Dense(Covariance):
         check_finite(P, "the covariance")
         self.P = (P + P.mT) / 2
 
+    def trace(self) -> float:
+        return float(self.P.trace())
+
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return normal((n, len(self.P)), self.P, generator) @ psd_root(self.P).mT
 

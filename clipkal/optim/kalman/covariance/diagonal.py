@@ -83,6 +83,10 @@ class Covariance(ABC):
     def logit_covariance(self, jacobian: Jacobian) -> Tensor:
         """J P Jᵀ of each image [b, C, C], float64."""
 
+    def trace(self) -> float | None:
+        """tr P, where a sum over what is stored gives it; None where it would cost more."""
+        return None
+
     def logit_noise(self, jacobian: Jacobian, n: int, generator: torch.Generator | None) -> Tensor | None:
         """Draws of the logits' deviations [n, b, C] without drawing θ, where there is a fast way; else None.
 
@@ -160,6 +164,9 @@ class Diagonal(Covariance):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         return normal((n, len(self.variance)), self.variance, generator) * self.variance.sqrt()
+
+    def trace(self) -> float:
+        return float(self.variance.sum(dtype=torch.float64))
 
     def logit_covariance(self, jacobian: Jacobian) -> Tensor:
         return jacobian.logit_covariance(self.variance)

@@ -134,6 +134,10 @@ class Subspace(Diagonal):
         weight = noise + self.left.mT @ (inside - self.left @ noise @ self.right.mT) @ self.right
         return weight.flatten(1)
 
+    def trace(self) -> float:
+        inside = float(self.variance.sum(dtype=torch.float64))
+        return inside + float(self.outside) * (self.vector.size - self.variance.numel())
+
     def logit_covariance(self, jacobian: Jacobian) -> Tensor:
         projected, variance = self._anywhere(jacobian)
         return projected.logit_covariance(variance)
