@@ -1,13 +1,17 @@
 """A finished run in use: load it, predict, evaluate it on more sets, export it, and look a backbone over.
 
 record.py       what a run directory says, checked against its digests; without torch
-run.py          `load_run(path) -> Run`: backbone, adapter, posterior and predictives as the run left them
+loading.py      backbone, adapter, posterior and predictives, built again from these files
+run.py          `load_run(path) -> Run`, which predicts
 images.py       what people give for images: paths, folders, patterns, PIL images, arrays, tensors
 results.py      `Predictions`: what a run says about images, as rows
 writers.py      rows to a terminal, CSV, JSON lines or parquet, while they come in
 sheet.py        a contact sheet of the least and the most certain images
-predict.py, evaluate.py, export.py, doctor.py
-                the commands `clipkal-predict`, `clipkal-evaluate`, `clipkal-export` and `clipkal-doctor`
+predict.py      `clipkal-predict`
+evaluate.py     `clipkal-evaluate`: settings.py (which sets), evaluation.py (what the run says of them)
+export.py       `clipkal-export`: checkpoint.py (a plain CLIP with its class head), card.py (its model card), onnx.py
+doctor.py       `clipkal-doctor`: checkup.py (what it looks at)
+command.py      what these commands share
 
 Names load on first use: the commands answer `--help` without torch.
 """

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from clipkal import __version__
 from clipkal.data.names import shortened
@@ -98,8 +99,18 @@ def card(run: Run, licence: str | None, checked: Sequence[str], plain: bool) -> 
         licence_line=licence or "**to be filled in**: that of the backbone, of the data, and your choice",
         bins=results["evaluation"]["bins"],
         table=_table(run),
-        use=_USE if plain else _ALONE,
+        use=_USE + _tokenizer(run) if plain else _ALONE,
     )
+
+
+def _tokenizer(run: Run) -> str:
+    """How to get a tokenizer with a vocabulary of its own, whose path open_clip does not take from the folder."""
+    bpe = (run.backbone.config.get("text_cfg", {}).get("tokenizer_kwargs") or {}).get("bpe_path")
+    if not bpe:
+        return ""
+    folder = "THIS_FOLDER"
+    code = f'open_clip.get_tokenizer("local-dir:{folder}", bpe_path="{folder}/{Path(bpe).name}")'
+    return f"\n\nThe vocabulary of its tokenizer is its own: `{code}`."
 
 
 def _table(run: Run) -> str:

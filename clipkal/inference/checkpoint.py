@@ -30,21 +30,26 @@ TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "vocab.*", "merges.tx
 def write_export(run: Run, out: Path, onnx: bool, licence: str | None) -> list[str]:
     """Writes everything into the empty folder `out`; returns lines that say what was found.
 
-    Raises ClipkalError where the plain model does not give the run's logits.
+    Where nothing can be merged, or the merged model does not give the run's logits, it is the adapter alone. Raises
+    ClipkalError where ONNX is wanted and cannot be had.
     """
     head = run.adapter.head()
-    if head is None or run.cfg.backbone.model == PRECOMPUTED:
-        return _write_alone(run, out, head, onnx, licence)
+    if run.cfg.backbone.model == PRECOMPUTED:
+        why = "the run learnt from features that were computed elsewhere, so there is no tower to export"
+        return _write_alone(run, out, why, head, onnx, licence)
+    if head is None:
+        why = f"adapter={run.cfg.adapter.name} is no linear map on the image feature, so it cannot be merged"
+        return _write_alone(run, out, why, None, onnx, licence)
     _write_classes(run, out, head)
     _write_clip(run, out)
     images = some_images(run)
     expected = logits_of(run, images)
     off = float((plain_logits(out, images) - expected).abs().max()) / run.logit_scale
     if not off <= TOLERANCE:
-        raise ClipkalError(
-            f"{run.record.path}: the exported model's cosines differ from the run's by {off:.1e}, more than {TOLERANCE:g}; "
-            "nothing was written"
-        )
+        for path in out.iterdir():
+            path.unlink()
+        why = f"merged, its cosines would differ by {off:.1e}, more than {TOLERANCE:g}"
+        return _write_alone(run, out, why, None, onnx, licence)
     lines = [f"equal logits on {len(images)} images: the cosines differ by at most {off:.1e}"]
     if onnx:
         from clipkal.inference.onnx import write_onnx
@@ -54,15 +59,14 @@ def write_export(run: Run, out: Path, onnx: bool, licence: str | None) -> list[s
     return lines
 
 
-def _write_alone(run: Run, out: Path, head: Tensor | None, onnx: bool, licence: str | None) -> list[str]:
-    """The adapter alone, where there is nothing that it could be merged into."""
-    if head is None:
-        why = f"adapter={run.cfg.adapter.name} is no linear map on the image feature, so it cannot be merged"
-    else:
-        why = "the run learnt from features that were computed elsewhere, so there is no tower to export"
-        _write_classes(run, out, head)
+def _write_alone(
+    run: Run, out: Path, why: str, head: Tensor | None, onnx: bool, licence: str | None
+) -> list[str]:
+    """The adapter alone, where there is nothing that it could be merged into; with a class head where it is one."""
     if onnx:
         raise ClipkalError(f"{run.record.path}: {why}; leave --onnx out to have the adapter alone")
+    if head is not None:
+        _write_classes(run, out, head)
     shutil.copy2(run.record.whole(ADAPTER), out / ADAPTER)
     lines = [f"the adapter alone: {why}"]
     files.write_text(out / "README.md", card(run, licence, lines, plain=False))
@@ -70,31 +74,32 @@ def _write_alone(run: Run, out: Path, head: Tensor | None, onnx: bool, licence: 
 
 
 def _write_classes(run: Run, out: Path, head: Tensor) -> None:
-    from safetensors.torch import save_file
-
     log_scale = torch.tensor(run.logit_scale, dtype=torch.float64).log().float()
     rows = {"weight": head.detach().cpu().float().contiguous(), "log_scale": log_scale}
     about = {"class_names": json.dumps(run.class_names), "predictive": "plugin", "run_id": run.record.run_id}
-    save_file(rows, out / "class_head.safetensors", metadata=about)
+    _save(out / "class_head.safetensors", rows, about)
     files.write_json(out / "classes.json", {"class_names": run.class_names, "prompts": run.prompts})
 
 
 def _write_clip(run: Run, out: Path) -> None:
     """Weights and configuration as open_clip reads them from a folder, with the tokenizer's files."""
     import open_clip
-    from safetensors.torch import save_file
 
     backbone = run.backbone
     state = {**backbone.model.state_dict(), **run.adapter.merge()}
-    save_file(
-        {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()},
-        out / "open_clip_model.safetensors",
-        metadata={"format": "pt"},
-    )
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+    _save(out / "open_clip_model.safetensors", tensors, {"format": "pt"})
     config: dict[str, Any] = json.loads(json.dumps(backbone.config))
     _copy_tokenizer(backbone, config, out)
     preprocess = dict(open_clip.get_model_preprocess_cfg(backbone.model))
     files.write_json(out / CONFIG_FILE, {"model_cfg": config, "preprocess_cfg": preprocess})
+
+
+def _save(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    from safetensors.torch import save
+
+    with files.atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata=about))
 
 
 def _copy_tokenizer(backbone: Backbone, config: dict[str, Any], out: Path) -> None:

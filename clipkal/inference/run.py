@@ -1,4 +1,4 @@
-"""`load_run(path)`: backbone, adapter, posterior and predictives as the run left them."""
+"""`load_run(path)`: a finished run that predicts as it did when it was evaluated."""
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -10,29 +10,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from clipkal import files
-from clipkal.adapters import Adapter
 from clipkal.backbones.features import batches, encode, reduced_precision
-from clipkal.backbones.openclip import PRECOMPUTED, Backbone, load_backbone
+from clipkal.backbones.openclip import Backbone
 from clipkal.backbones.progress import progress_bar
 from clipkal.errors import CheckpointError, ClipkalError, ConfigError, DataError
+from clipkal.inference import loading
 from clipkal.inference.images import Images, gather
-from clipkal.inference.record import (
-    ADAPTER,
-    ANEW,
-    CLASSES,
-    POSTERIOR,
-    PREDICTIONS,
-    PREDICTIVE,
-    Record,
-    read_record,
-)
+from clipkal.inference.record import ANEW, PREDICTIONS, Record, read_record
 from clipkal.inference.results import Predictions, joined
-from clipkal.methods import build_adapter, build_predictive, learns_from_images, make_build
-from clipkal.optim.posterior import Posterior
-from clipkal.recording.checkpoint import load_predictive
+from clipkal.methods import learns_from_images
 from clipkal.tracking.reported import SCALED
-from clipkal.tracking.tensors import read_tensors, unpacked
-from clipkal.uncertainty import Plugin, Predictive, Reader
+from clipkal.uncertainty import Reader
 from clipkal.uncertainty.chunk import View
 from clipkal.uncertainty.reader import MEMORY_BUDGET
 from clipkal.uncertainty.streaming import Images as Inputs
@@ -66,17 +54,8 @@ def load_run(
     cfg.backbone = OmegaConf.merge(cfg.backbone, {k: v for k, v in given.items() if v is not None})
     cfg.device = device or cfg.device
     if weights is not None:
-        _move_weights(cfg, files.expanded(weights))
+        loading.move_weights(cfg, files.expanded(weights))
     return Run(record, cfg)
-
-
-def _move_weights(cfg: DictConfig, place: Path) -> None:
-    if str(cfg.backbone.model).startswith("local-dir:"):
-        cfg.backbone.model = f"local-dir:{place}"
-    elif cfg.backbone.model in ("mini", PRECOMPUTED):
-        raise ConfigError(f"backbone={cfg.backbone.name} has no weights that could lie elsewhere")
-    else:
-        cfg.backbone.pretrained = str(place)
 
 
 class Run:
@@ -96,17 +75,12 @@ class Run:
         self.record, self.cfg = record, cfg
         self.class_names = record.class_names
         self.predictives, self.predictive = record.predictives, record.reported
-        state, _ = read_tensors(record.whole(ADAPTER))
-        self._classes: dict[str, Any] = {}
-        if record.has(CLASSES):
-            found, self._classes = read_tensors(record.whole(CLASSES))
-            text, scale = found["text_features"], float(self._classes["logit_scale"])
-        else:
-            text, scale = _of_an_older_run(record, state)
-        self.adapter = self._adapter(text, scale, state)
-        self.posterior = self._posterior()
+        self._classes = loading.classes(record)
+        backbone = self.backbone if self.on_images else None
+        self.adapter = loading.adapter(record, cfg, self._classes, backbone)
+        self.posterior = loading.posterior(record, cfg, self.adapter)
         self.reader = Reader(self.adapter, self.posterior, cfg.seed, self.adapter.batch_size)
-        self.readouts = self._readouts()
+        self.readouts = loading.readouts(record, cfg)
 
     def __repr__(self) -> str:
         run = self.record.results["run"]
@@ -115,61 +89,15 @@ class Run:
 
     # -- what the run learnt --
 
-    def _adapter(self, text: Tensor, scale: float, state: dict[str, Tensor]) -> Adapter:
-        within = self.on_images
-        backbone = self.backbone if within else None
-        try:
-            adapter = build_adapter(self.cfg, text, scale, backbone, self._classes.get("prompts"))
-            adapter.load_state_dict(state)
-        except RuntimeError as error:  # of load_state_dict
-            raise CheckpointError(
-                f"{self.record.path / ADAPTER} does not fit adapter={self.cfg.adapter.name}; {ANEW}"
-            ) from error
-        return adapter.eval()
-
     @cached_property
     def on_images(self) -> bool:
         """Whether the adapter works inside the backbone's towers, so that its inputs are images and not features."""
         return learns_from_images(self.cfg)
 
-    def _posterior(self) -> Posterior | None:
-        if not self.record.has(POSTERIOR):
-            return None
-        tensors, about = read_tensors(self.record.whole(POSTERIOR))
-        if "state" not in about:
-            return None
-        optimizer = make_build(self.cfg)(self.adapter, None)
-        optimizer.load_extra_state(unpacked(tensors, about["state"]))
-        return optimizer.posterior
-
-    def _readouts(self) -> dict[str, Predictive]:
-        chosen = build_predictive(self.cfg)
-        if self.record.has(PREDICTIVE):
-            load_predictive(self.record.whole(PREDICTIVE), chosen)
-        return {"plugin": Plugin(), self.cfg.predictive.name: chosen}
-
     @cached_property
     def backbone(self) -> Backbone:
-        """The frozen CLIP, built when it is first needed and compared with the one that the run learnt on.
-
-        Raises BackboneError where its weights are gone, CheckpointError where they are others.
-        """
-        backbone = load_backbone(self.cfg.backbone, self.cfg.device)
-        if backbone is None:
-            raise ConfigError(
-                f"{self.record.path} learnt from features that were computed elsewhere, so it cannot read images; "
-                "run.predict_features(rows) takes features of the same kind"
-            )
-        known = self._classes.get("backbone") or {}
-        here = {**backbone.identity, "transform": backbone.transform}
-        words = {"weights": "weights", "config": "configuration", "transform": "image transform"}
-        for key, word in words.items():
-            if key in known and known[key] != here[key]:
-                raise CheckpointError(
-                    f"{self.record.path} learnt on other {word} of backbone={self.cfg.backbone.name} than are here "
-                    f"({known[key][:60]} there, {here[key][:60]} here); put the right ones in their place, or give weights=…"
-                )
-        return backbone
+        """The frozen CLIP, built when it is first needed; raises as `loading.known_backbone`."""
+        return loading.known_backbone(self.record, self.cfg, self._classes)
 
     @cached_property
     def _tower(self) -> torch.nn.Module:
@@ -178,13 +106,12 @@ class Run:
     @property
     def prompts(self) -> list[list[str]]:
         """For each class the sentences of its ensemble; none for runs that did not keep them."""
-        found: list[list[str]] = self._classes.get("prompts", [])
-        return found
+        return self._classes.prompts
 
     @property
     def weights_digest(self) -> str | None:
         """sha256 of the backbone's weights, where the run kept it."""
-        return (self._classes.get("backbone") or {}).get("weights")
+        return self._classes.backbone.get("weights")
 
     @property
     def logit_scale(self) -> float:
@@ -397,11 +324,3 @@ def _portions(seen: Iterable[tuple[Tensor, list[str]]], size: int) -> Iterator[t
         tensors = [whole]
     if names:
         yield torch.cat(tensors), names
-
-
-def _of_an_older_run(record: Record, state: dict[str, Tensor]) -> tuple[Tensor, float]:
-    """Text features and logit scale of a run that wrote no classes.safetensors, where its adapter holds them."""
-    scale = state.get("scale", state["log_scale"].exp() if "log_scale" in state else None)
-    if "text" not in state or scale is None:
-        record.whole(CLASSES)
-    return state["text"], float(scale)  # type: ignore[arg-type]

@@ -87,7 +87,7 @@ LEGEND = (
     "or three seeds it can tell little apart. Underlined, where the format has it: the best mean. A method's reported "
     "predictive comes first; plugin is the softmax at the mean parameters, and _scaled has a temperature fitted on "
     "validation images. Transfer sets have classes of their own, of which nothing was learnt; H is the harmonic mean of "
-    "the accuracies on base (ID) and new classes."
+    "the accuracies on base (ID) and new classes. Sets that clipkal-evaluate added have a column each and count in no mean."
 )
 
 

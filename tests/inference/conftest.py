@@ -49,4 +49,4 @@ def finished(images, tmp_path_factory):
 @pytest.fixture
 def spoilt(finished, tmp_path):
     """A copy of a run that a test may spoil."""
-    return Path(shutil.copytree(finished("method=kalman"), tmp_path / "run"))
+    return Path(shutil.copytree(finished("method=kalman", "predictive=sampled"), tmp_path / "run"))

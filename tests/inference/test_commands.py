@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import open_clip
 import pandas as pd
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_predictions_go_to_a_file_of_any_kind(finished, images, tmp_path, ending
 
 
 def test_without_a_file_it_prints_csv_where_the_output_is_no_terminal(finished, images, capsys):
-    assert typed(predict, finished("method=kalman"), images / "day" / "star") == 0
+    assert typed(predict, finished("method=kalman", "predictive=sampled"), images / "day" / "star") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "image,class,confidence,entropy,aleatoric,epistemic"
     assert len(lines) == 7
@@ -73,7 +74,7 @@ def test_damaged_images_are_reported_and_skipped_or_refused(finished, images, tm
     shutil.copytree(images / "day", folder)
     (folder / "circle" / "1.png").write_bytes(b"")
     (folder / "star" / "2.png").write_bytes(b"no image")
-    out, run = tmp_path / "p.csv", finished("method=kalman")
+    out, run = tmp_path / "p.csv", finished("method=kalman", "predictive=sampled")
     assert typed(predict, run, folder, "--out", out) == 3
     told = capsys.readouterr()
     assert [line.split(":")[1] for line in told.err.splitlines()] == [
@@ -105,7 +106,16 @@ def test_what_was_done_before_it_was_stopped_is_kept(tmp_path, ending):
 def test_the_sheet_shows_the_least_and_the_most_certain(finished, images, tmp_path):
     sheet = tmp_path / "sheet.png"
     assert (
-        typed(predict, finished("method=kalman"), images, "--sheet", sheet, "--out", tmp_path / "p.csv") == 0
+        typed(
+            predict,
+            finished("method=kalman", "predictive=sampled"),
+            images,
+            "--sheet",
+            sheet,
+            "--out",
+            tmp_path / "p.csv",
+        )
+        == 0
     )
     with Image.open(sheet) as picture:
         assert picture.width > 900
@@ -114,7 +124,7 @@ def test_the_sheet_shows_the_least_and_the_most_certain(finished, images, tmp_pa
 
 
 def test_what_is_wrong_is_one_line_and_two(finished, images, tmp_path, capsys):
-    run = finished("method=kalman")
+    run = finished("method=kalman", "predictive=sampled")
     for words, message in (
         (["nowhere", images], "nowhere: no such folder; give a run directory"),
         ([run, "absent.jpg"], "absent.jpg: no such file or folder"),
@@ -170,7 +180,7 @@ BOTH_TOWERS = ("method=adamw", "adapter=lora", "adapter.towers=both", "adapter.r
 def test_exports_give_the_runs_logits_in_a_process_that_has_open_clip_alone(finished, images, tmp_path):
     image = images / "night" / "moon" / "3.png"
     runs = {
-        "linear": finished("method=kalman"),
+        "linear": finished("method=kalman", "predictive=sampled"),
         "lora": finished(*BOTH_TOWERS, "optimizer.epochs=2", "optimizer.lr_grid=[0.01]"),
     }
     for name, path in runs.items():
@@ -191,12 +201,16 @@ def test_exports_give_the_runs_logits_in_a_process_that_has_open_clip_alone(fini
             "2 image(s) a class",
         ):
             assert word in card
+        code = re.search(r"`(open_clip.get_tokenizer.*?)`", card)
+        assert code is not None
+        tokenizer = eval(code[1].replace("THIS_FOLDER", str(tmp_path / name)), {"open_clip": open_clip})
+        assert torch.equal(tokenizer(["a star"]), clipkal.load_run(path).backbone.tokenizer(["a star"]))
 
 
 def test_the_linear_map_is_in_the_head_and_the_tower_is_untouched(finished, tmp_path):
     """CLIP normalises after its projection, so the map itself cannot go there: the rows of the head are not of unit norm."""
-    assert typed(export, finished("method=kalman"), tmp_path / "out") == 0
-    run = clipkal.load_run(finished("method=kalman"))
+    assert typed(export, finished("method=kalman", "predictive=sampled"), tmp_path / "out") == 0
+    run = clipkal.load_run(finished("method=kalman", "predictive=sampled"))
     weights = load_file(tmp_path / "out" / "open_clip_model.safetensors")
     assert all(torch.equal(weights[name], tensor) for name, tensor in run.backbone.model.state_dict().items())
     head = load_file(tmp_path / "out" / "class_head.safetensors")["weight"]
@@ -241,6 +255,17 @@ def test_an_export_overwrites_nothing_that_is_not_its_own(finished, tmp_path, ca
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
 
+def test_what_merging_would_change_is_exported_alone(finished, tmp_path, monkeypatch, capsys):
+    from clipkal.adapters import LinearAdapter
+
+    monkeypatch.setattr(
+        LinearAdapter, "head", lambda self: self.text
+    )  # of an adapter that forgot its own map
+    assert typed(export, finished("method=kalman", "predictive=sampled"), tmp_path / "out") == 0
+    assert "the adapter alone: merged, its cosines would differ by" in capsys.readouterr().out
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"adapter.safetensors", "README.md"}
+
+
 def test_a_run_on_features_has_no_tower_so_its_adapter_is_exported_alone(finished, tmp_path, capsys):
     rows = np.eye(6, dtype=np.float32)
     np.savez(
@@ -280,7 +305,7 @@ def results(path):
 
 @pytest.mark.parametrize(
     "settings",
-    [("method=kalman",), ("method=adamw", "predictive=novelty", "optimizer.epochs=2", "optimizer.lr_grid=[0.01]"),
+    [("method=kalman", "predictive=sampled"), ("method=adamw", "predictive=novelty", "optimizer.epochs=2", "optimizer.lr_grid=[0.01]"),
      ("method=loko", "adapter.rank=2")],
     ids=["kalman", "novelty", "lora"],
 )  # fmt: skip
@@ -303,7 +328,7 @@ def test_evaluating_the_runs_own_ood_set_gives_the_runs_own_numbers(finished, tm
 def test_without_the_runs_own_images_detection_compares_with_its_stored_predictions(
     finished, images, tmp_path, caplog
 ):
-    path = shutil.copytree(finished("method=kalman"), tmp_path / "run")
+    path = shutil.copytree(finished("method=kalman", "predictive=sampled"), tmp_path / "run")
     words = [
         *other_dataset(tmp_path, images, {name: name for name in ("circle", "moon", "star")}),
         f"data.root={tmp_path}",
@@ -325,7 +350,7 @@ def test_without_the_runs_own_images_detection_compares_with_its_stored_predicti
 
 
 def test_new_sets_stand_in_the_report_beside_the_old_ones(finished, images, tmp_path, capsys):
-    path = shutil.copytree(finished("method=kalman"), tmp_path / "run")
+    path = shutil.copytree(finished("method=kalman", "predictive=sampled"), tmp_path / "run")
     before, before_names = aggregate(collect([path]).runs), clipkal.load_run(path).predictives
     assert typed(evaluate, path, "dataset.ood=[gaussian_noise@5]", f"data.root={images}") == 0
     assert re.search(r"gaussian_noise@5 +ood +\d+ +3 +sampled", capsys.readouterr().out)
@@ -351,7 +376,7 @@ def other_dataset(tmp_path, images, names):
 
 
 def test_another_dataset_is_matched_by_the_names_of_its_classes(finished, images, tmp_path):
-    path = shutil.copytree(finished("method=kalman"), tmp_path / "run")
+    path = shutil.copytree(finished("method=kalman", "predictive=sampled"), tmp_path / "run")
     words = other_dataset(tmp_path, images, {"star": "STAR", "circle": "circle"})
     assert typed(evaluate, path, *words, "--name", "other") == 0
     found = json.loads((path / "evaluations" / "other.json").read_text())["sets"]["other"]
@@ -369,7 +394,7 @@ def test_another_dataset_is_matched_by_the_names_of_its_classes(finished, images
 
 
 def test_a_dataset_with_other_classes_needs_to_be_called_a_transfer(finished, images, tmp_path, capsys):
-    path = shutil.copytree(finished("method=kalman"), tmp_path / "run")
+    path = shutil.copytree(finished("method=kalman", "predictive=sampled"), tmp_path / "run")
     words = other_dataset(tmp_path, images, {"star": "spaceship", "circle": "circle"})
     assert typed(evaluate, path, *words) == 2
     told = capsys.readouterr().err
@@ -395,12 +420,12 @@ def test_only_sets_can_be_typed(finished, capsys):
         ("dataset=digit", "unknown dataset 'digit': did you mean 'digits'?"),
         ("dataset.ood=[]", "there is no set to evaluate"),
     ):
-        assert typed(evaluate, finished("method=kalman"), word) == 2
+        assert typed(evaluate, finished("method=kalman", "predictive=sampled"), word) == 2
         assert message in capsys.readouterr().err
 
 
 def test_a_damaged_evaluation_is_named_and_left_out(finished, tmp_path):
-    path = shutil.copytree(finished("method=kalman"), tmp_path / "run")
+    path = shutil.copytree(finished("method=kalman", "predictive=sampled"), tmp_path / "run")
     assert typed(evaluate, path, "--name", "again") == 0
     content = json.loads((path / "evaluations" / "again.json").read_text())
     for spoilt in (

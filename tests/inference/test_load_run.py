@@ -23,11 +23,12 @@ QUICK = ["optimizer.epochs=2", "optimizer.lr_grid=[0.01]"]
 RUNS = [
     ("method=zeroshot",),
     ("method=adamw", *QUICK, "predictive.temperature_scaling=true"),
-    ("method=kalman",),
+    ("method=kalman", "predictive=sampled"),
     ("method=kalman", "predictive=probit"),
     ("method=kalman", "predictive=laplace_bridge", "predictive.temperature_scaling=true"),
     ("method=kalman", "predictive=novelty"),
     ("method=adamw", "predictive=novelty", *QUICK),
+    ("method=kalman_online", "predictive=sampled"),
     ("method=kalman_online",),
     ("method=kalman_clip",),
     ("method=adamw", "adapter=lora", "adapter.rank=2", *QUICK),
@@ -76,7 +77,7 @@ def test_a_run_on_features_predicts_features_and_says_that_it_cannot_read_images
     path = finished(*settings, own=False)
     run = clipkal.load_run(path)
     frame = pd.read_parquet(path / "predictions.parquet")
-    there = frame[(frame.set == "test") & (frame.predictive == "sampled")]
+    there = frame[(frame.set == "test") & (frame.predictive == run.predictive)]
     here = run.predict_features(rows[split == 2])
     assert np.abs(here.probs.numpy() - np.stack(there.probs)).max() < 1e-6
     with pytest.raises(DataError, match=r"features are \[2, 5\], expected \[N, 16\]"):
@@ -112,7 +113,7 @@ def test_a_posterior_that_was_saved_draws_what_it_drew(make, tmp_path):
 
 
 def test_the_folder_of_its_artifact_is_enough(finished, tmp_path):
-    whole = finished("method=kalman")
+    whole = finished("method=kalman", "predictive=sampled")
     for name in ARTIFACT:
         if (whole / name).exists():
             shutil.copy2(whole / name, tmp_path / name)
@@ -124,7 +125,7 @@ def test_the_folder_of_its_artifact_is_enough(finished, tmp_path):
 
 
 def test_one_image_alone_is_predicted_as_among_others(finished):
-    run = clipkal.load_run(finished("method=kalman"))
+    run = clipkal.load_run(finished("method=kalman", "predictive=sampled"))
     images = draw(run.cfg).test
     together = run.predict(images)
     alone = [run.predict(images.decode(i)) for i in range(3)]
@@ -132,7 +133,7 @@ def test_one_image_alone_is_predicted_as_among_others(finished):
 
 
 def test_it_abstains_on_the_share_of_its_own_test_images(finished):
-    run = clipkal.load_run(finished("method=kalman"))
+    run = clipkal.load_run(finished("method=kalman", "predictive=sampled"))
     images = draw(run.cfg).test
     for share in (0.0, 0.25, 0.5):
         found = run.predict(images, reject=share)
@@ -145,7 +146,7 @@ def test_it_abstains_on_the_share_of_its_own_test_images(finished):
 
 
 def test_its_conformal_sets_are_those_that_the_run_judged(finished):
-    path = finished("method=kalman")
+    path = finished("method=kalman", "predictive=sampled")
     run, judged = (
         clipkal.load_run(path),
         json.loads((path / "results.json").read_text())["sets"]["test"]["conformal"],
@@ -167,7 +168,7 @@ def test_its_conformal_sets_are_those_that_the_run_judged(finished):
 
 def test_memory_is_flat_however_many_images_there_are(finished):
     """600 images come in portions of no more than the batch, and none is asked for before its turn."""
-    run = clipkal.load_run(finished("method=kalman"), batch_size=50)
+    run = clipkal.load_run(finished("method=kalman", "predictive=sampled"), batch_size=50)
     run.reader.batch_size = run.adapter.batch_size = 100
     asked = []
 
