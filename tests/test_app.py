@@ -61,12 +61,14 @@ def test_every_method_leaves_a_whole_run_behind(tmp_path, method):
     directory, results = execute(tmp_path, f"method={method}", *quick)
     assert directory == tmp_path / "digits" / "mini" / method / "2shot-seed1"
     bayesian = method.startswith("kalman")
-    assert files_of(directory) == FILES | ({"posterior.safetensors"} if bayesian else set())
+    assert files_of(directory) == FILES | (
+        {"posterior.safetensors", "predictive.safetensors"} if bayesian else set()
+    )
     assert results["run"]["method"] == method
     assert (results["training"]["parameters"] > 0) == (method != "zeroshot")
     assert results["sets"]["test"]["role"] == "id"
     for one in results["sets"].values():
-        assert ("sampled" in one["predictive"]) == bayesian
+        assert ("novelty" in one["predictive"]) == bayesian
         plugin = one["predictive"]["plugin"]
         assert 0 <= plugin["ece"] <= 1
         assert plugin["nll"] > 0

@@ -89,7 +89,7 @@ def test_base_to_new_is_the_learnt_map_with_the_new_classes(base):
     assert results["run"]["classes"] == NAMES[:5]
     new = results["sets"]["new"]
     assert (new["role"], new["class_names"], new["label_space"]) == ("transfer", NAMES[5:], [0, 1, 2, 3, 4])
-    assert {"plugin", "sampled"} <= set(new["predictive"])
+    assert {"plugin", "novelty"} <= set(new["predictive"])
     state, _ = load_adapter(directory / "adapter.safetensors", {"run_id": results["run_id"]})
     task, _, _ = few_shot_task(compose([*DIGITS, "method=kalman", "fewshot.subset=base"]))
     other = task.transfer["new"]
@@ -107,7 +107,7 @@ def test_base_to_new_is_the_learnt_map_with_the_new_classes(base):
 def test_h_in_the_report_is_the_hand_formula(base):
     directory, results = base
     row = next(row for row in aggregate(collect([directory]).runs) if row.reported)
-    b, n = (results["sets"][name]["predictive"]["sampled"]["accuracy"] for name in ("test", "new"))
+    b, n = (results["sets"][name]["predictive"]["novelty"]["accuracy"] for name in ("test", "new"))
     assert 0 < n < 1
     assert row.values[H, "accuracy"].mean == pytest.approx(2 * b * n / (b + n))
 
@@ -115,7 +115,13 @@ def test_h_in_the_report_is_the_hand_formula(base):
 def test_probit_and_draws_agree_on_new_classes(tmp_path):
     more = ["method=kalman", "predictive=probit", "fewshot.subset=base", "dataset.ood=[]"]
     _, probit = execute(tmp_path / "probit", *QUICK, "dataset=digits", *more)
-    sampled = ["method=kalman", "predictive.samples=400", "fewshot.subset=base", "dataset.ood=[]"]
+    sampled = [
+        "method=kalman",
+        "predictive=sampled",
+        "predictive.samples=400",
+        "fewshot.subset=base",
+        "dataset.ood=[]",
+    ]
     _, drawn = execute(
         tmp_path / "drawn", *[o for o in QUICK if "samples" not in o], "dataset=digits", *sampled
     )
@@ -130,7 +136,7 @@ def test_a_filter_and_a_first_order_method_are_transferred_too(tmp_path):
     for method, more in (("kalman_online", []), ("adamw", ["optimizer.epochs=1", "optimizer.lr=0.001"])):
         _, results = execute(tmp_path / method, *DIGITS, f"method={method}", "fewshot.subset=base", *more)
         new = results["sets"]["new"]["predictive"]
-        assert ("sampled" in new) == (method == "kalman_online")
+        assert ("novelty" in new) == (method == "kalman_online")
         assert 0.2 < new["plugin"]["accuracy"] <= 1
 
 

@@ -74,7 +74,7 @@ CONTRADICTIONS = [
     ("method=zeroshot predictive=sampled", "predictive=sampled needs a posterior"),
     ("adapter=lora", "is optimizer=kalman_online, and optimizer=kalman_filter to compose one"),
     ("predictive.name=my_scaled", "_scaled marks those at a fitted temperature"),
-    ("predictive._target_=", "predictive=sampled names no class"),
+    ("predictive._target_=", "predictive=novelty names no class"),
     ("method=adamw predictive=laplace_bridge", "predictive=laplace_bridge needs a posterior"),
     ("method=adamw predictive=probit", "predictive=probit needs a posterior, which optimizer=adamw has not"),
     ("dataset=folder", "dataset=folder needs a place: type dataset.path=/your/images"),

@@ -102,13 +102,13 @@ def test_final_numbers_are_those_of_results_json(done: tuple[Path, Written]) -> 
     (final,) = [row for row in record.rows if "id/accuracy" in row]
     ood = {name: one for name, one in results["sets"].items() if one["role"] == "ood"}
     for metric in ("accuracy", "nll", "brier"):
-        assert final[f"id/{metric}"] == results["sets"]["test"]["predictive"]["sampled"][metric]
-        values = [one["predictive"]["sampled"][metric] for one in ood.values()]
+        assert final[f"id/{metric}"] == results["sets"]["test"]["predictive"]["novelty"][metric]
+        values = [one["predictive"]["novelty"][metric] for one in ood.values()]
         assert final[f"ood/mean_{metric}"] == pytest.approx(sum(values) / len(values))
     for name, one in ood.items():
-        assert final[f"ood/{name}/nll"] == one["predictive"]["sampled"]["nll"]
+        assert final[f"ood/{name}/nll"] == one["predictive"]["novelty"]["nll"]
         assert final[f"ood/{name}/auroc"] == results["detection"][name]["msp"]["auroc"]
-        assert final[f"cal/{name}/ece"] == one["predictive"]["sampled"]["ece"]
+        assert final[f"cal/{name}/ece"] == one["predictive"]["novelty"]["ece"]
     numbers = {
         key: value
         for key, value in record.summary.items()
@@ -153,7 +153,7 @@ def test_tables_charts_figures_and_artifacts(done: tuple[Path, Written]) -> None
         "test",
         "zero",
         72,
-        results["sets"]["test"]["predictive"]["sampled"]["per_class_accuracy"][0],
+        results["sets"]["test"]["predictive"]["novelty"]["per_class_accuracy"][0],
     ]
     tables = [
         json.loads(path.read_bytes())
@@ -172,7 +172,7 @@ def test_tables_charts_figures_and_artifacts(done: tuple[Path, Written]) -> None
     )
     curve = media(folder, "charts/risk_coverage_table")
     last = [y for x, line, y in curve["data"] if line == "test"][-1]
-    assert last == pytest.approx(1 - results["sets"]["test"]["predictive"]["sampled"]["accuracy"])
+    assert last == pytest.approx(1 - results["sets"]["test"]["predictive"]["novelty"]["accuracy"])
     assert {line for _, line, _ in media(folder, "charts/reliability_table")["data"]} == {
         "perfect",
         *results["sets"],
