@@ -305,10 +305,13 @@ def results(path):
 
 @pytest.mark.parametrize(
     "settings",
-    [("method=kalman", "predictive=sampled"), ("method=adamw", "predictive=novelty", "optimizer.epochs=2", "optimizer.lr_grid=[0.01]"),
-     ("method=loko", "adapter.rank=2")],
+    [
+        ("method=kalman", "predictive=sampled"),
+        ("method=adamw", "predictive=novelty", "optimizer.epochs=2", "optimizer.lr_grid=[0.01]"),
+        ("method=loko", "adapter.rank=2"),
+    ],
     ids=["kalman", "novelty", "lora"],
-)  # fmt: skip
+)
 def test_evaluating_the_runs_own_ood_set_gives_the_runs_own_numbers(finished, tmp_path, settings):
     path = shutil.copytree(finished(*settings), tmp_path / "run")
     assert typed(evaluate, path, "--name", "again") == 0
