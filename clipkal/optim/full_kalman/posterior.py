@@ -5,7 +5,14 @@ function space; here in reduced coordinates), `perturb`:
 
     x₀ ~ N(0, I),  ε ~ N(0, I) [N, C],   δ = H⁻¹ (x₀ + Φᵀ M^{½} ε),   H = I + ΦᵀMΦ
 
-has covariance H⁻¹(I + ΦᵀMΦ)H⁻¹ = H⁻¹, so x* + δ is a sample. The temperature T of a cold posterior p(y, W)^{1/T} scales the
+has covariance H⁻¹(I + ΦᵀMΦ)H⁻¹ = H⁻¹, so x* + δ is a sample. Of many images and classes M^{½} ε is replaced by the labels that
+the model itself would give (ours; the idea is that of the Fisher matrix by sampled labels):
+
+    ỹ_i ~ π_i,   e_ỹ − π_i   has mean 0 and covariance diag(π_i) − π_i π_iᵀ = M_i,
+
+one number an image instead of C. The covariance is the same to the letter; the sum over the images is Gaussian by the central
+limit theorem. Samples come in mirrored pairs x* ± δ (antithetic variates, Hammersley & Morton 1956): a solve for two samples,
+and their mean is x* itself. The temperature T of a cold posterior p(y, W)^{1/T} scales the
 Laplace covariance and leaves the mode: x* + √T δ.
 
 Ours: a sample must also say what W does where the data are silent. x₀ is therefore read off a prior sample R₀ [q, t + 1] of
@@ -33,12 +40,17 @@ from torch import Tensor
 
 from clipkal.optim.full_kalman.mode import PosteriorMode, hessian_factor, solve
 from clipkal.optim.full_kalman.problem import ReducedModel, Sites, span
-from clipkal.optim.linalg import normal
+from clipkal.optim.linalg import normal, uniform
 
 # Left factors whose part outside the learnt directions is below this share of their norm lie inside them.
 NEGLIGIBLE = 1e-6
 # About as many numbers exist at a time in a computation that is chunked over samples.
 ENTRIES = 2**25
+# From this many numbers N·C a sample on, the likelihood's noise is that of sampled labels.
+MANY = 2**20
+# Residual of conjugate gradients for samples, float64 and float32: the second leaves the variance of a logit some 3 % too
+# small, a quarter of the Monte-Carlo error of a hundred samples.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-2}
 
 
 @dataclass(frozen=True)
@@ -46,21 +58,19 @@ class FunctionSamples:
     """S functions from image features to logits.
 
     Attributes:
-        coordinates: R [S, q, t + 1].
-        classes: A⁺ = √p₀ left [V_T, u] [C, t + 1].
+        weights: Rᵀ A⁺ᵀ [S, q, C], of coordinates R [S, q, t + 1] and classes A⁺ = √p₀ left [V_T, u] [C, t + 1].
     """
 
-    coordinates: Tensor
-    classes: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, coordinates: Tensor, classes: Tensor) -> "FunctionSamples":
+        """From R and A⁺, in float32; S·q·C·t multiply-adds."""
+        return cls(coordinates.float() @ classes.float().T)
 
     def logits(self, offset: Tensor, right: Tensor) -> Tensor:
-        """Logits [S, B, C] of zero-weight logits [B, C] and features [B, q]; S·q·C·(t + B) multiply-adds."""
-        out = right.new_empty(len(self.coordinates), *offset.shape)
-        chunk = max(1, ENTRIES // max(1, right.shape[1] * self.classes.shape[0]))
-        for start in range(0, len(out), chunk):
-            part = slice(start, start + chunk)
-            torch.matmul(right, self.coordinates[part] @ self.classes.T, out=out[part])
-        return out.add_(offset)
+        """Logits [S, B, C] of zero-weight logits [B, C] and features [B, q]; S·B·q·C multiply-adds."""
+        return torch.matmul(right, self.weights).add_(offset)
 
 
 def perturb(
@@ -70,11 +80,26 @@ def perturb(
     generator: torch.Generator | None,
     white: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x₀ [S, D], which `white` may give, and the right-hand side x₀ + Φᵀ M^{½} ε [S, D]."""
+    """x₀ ~ N(0, I) [S, D], which `white` may give, and the right-hand side x₀ + Φᵀ n [S, D], n of mean 0 and covariance M."""
     if white is None:
         white = normal((samples, model.size), model.offset, generator)
-    noise = sites.root(normal((samples, *model.offset.shape), model.offset, generator))
-    return white, white + model.adjoint(noise)
+    if model.offset.numel() < MANY:
+        noise = sites.root(normal((samples, *model.offset.shape), model.offset, generator))
+        return white, white + model.adjoint(noise)
+    seen = torch.stack([model.features.T @ model.scaled[labels] for labels in _labels(sites, samples, generator)])
+    return white, white + (seen.flatten(-2) - model.adjoint(sites.probs))
+
+
+def _labels(sites: Sites, samples: int, generator: torch.Generator | None) -> Tensor:
+    """ỹ [S, N]: for every image a class from π_i, by the inverse of its distribution function."""
+    below = sites.probs.cumsum(-1)
+    chances = uniform((len(below), samples), below, generator) * below[:, -1:]
+    return torch.searchsorted(below, chances, right=True).clamp_(max=below.shape[1] - 1).T
+
+
+def mirrored(deviations: Tensor, samples: int) -> Tensor:
+    """The first S of δ₁, −δ₁, δ₂, −δ₂, … for δ [⌈S/2⌉, …]."""
+    return torch.stack((deviations, -deviations), 1).flatten(0, 1)[:samples]
 
 
 @dataclass
@@ -114,9 +139,8 @@ class LaplacePosterior:
         self, samples: int, generator: torch.Generator | None, tolerance: float | None = None
     ) -> FunctionSamples:
         """Functions from the posterior, in float32; tolerance: of the CG residual."""
-        tolerance = tolerance or (1e-8 if self.model.offset.dtype == torch.float64 else 1e-2)
-        coordinates = self._coordinates(samples, generator, tolerance)
-        return FunctionSamples(coordinates.float(), self.classes().float())
+        tolerance = tolerance or TOLERANCE[self.model.offset.dtype]
+        return FunctionSamples.of(self._coordinates(samples, generator, tolerance), self.classes())
 
     def sample_weights(self, samples: int, generator: torch.Generator | None) -> Tensor:
         """W [S, p, q]: the reduced coordinates, and the prior in every left direction the classes do not span."""
@@ -128,22 +152,25 @@ class LaplacePosterior:
         return self.model.amplitude * prior
 
     def _coordinates(self, samples: int, generator: torch.Generator | None, tolerance: float) -> Tensor:
-        """R [S, q, t + 1]; chunked so that about ENTRIES numbers of [S, N, C] exist at a time."""
+        """R [S, q, t + 1]: V_F X* ± half as many deviations."""
+        t, half = self.model.classes.shape[1], -(-samples // 2)
+        chunk = max(1, ENTRIES // max(1, self.model.offset.numel() + self.model.size))
+        counts = [min(chunk, half - start) for start in range(0, half, chunk)]
+        deviations = torch.cat([self._deviations(count, generator, tolerance) for count in counts])
+        out = mirrored(deviations.mul_(math.sqrt(self.temperature)), samples)
+        out[..., :t] += self.right_basis @ self.model.matrix(self.mode.x)
+        return out
+
+    def _deviations(self, count: int, generator: torch.Generator | None, tolerance: float) -> Tensor:
+        """R₀ + V_F (δ − V_Fᵀ R₀) [count, q, t + 1]."""
         model, basis = self.model, self.right_basis
-        q, t = basis.shape[0], model.classes.shape[1]
-        chunk = max(1, ENTRIES // max(1, model.offset.numel() + model.size))
-        spread, centre = math.sqrt(self.temperature), model.matrix(self.mode.x)
-        parts = []
-        for start in range(0, samples, chunk):
-            count = min(chunk, samples - start)
-            prior = normal((count, q, t + 1), model.offset, generator)
-            inside = (basis.T @ prior[..., :t]).flatten(-2)
-            white, rhs = perturb(model, self.mode.sites, count, generator, inside)
-            delta, _ = solve(model, self.mode.sites, rhs, self.factor(), tolerance)
-            prior.mul_(spread)
-            prior[..., :t] += basis @ (centre + spread * model.matrix(delta - white))
-            parts.append(prior)
-        return torch.cat(parts)
+        t = model.classes.shape[1]
+        prior = normal((count, basis.shape[0], t + 1), model.offset, generator)
+        inside = (basis.T @ prior[..., :t]).flatten(-2)
+        white, rhs = perturb(model, self.mode.sites, count, generator, inside)
+        delta, _ = solve(model, self.mode.sites, rhs, self.factor(), tolerance)
+        prior[..., :t] += basis @ model.matrix(delta - white)
+        return prior
 
     def logit_covariance(self, right: Tensor) -> Tensor:
         """Covariance [B, C, C] of the logits of sampled functions at features right [B, q], in closed form.
@@ -217,11 +244,12 @@ class OtherClasses:
         self, samples: int, generator: torch.Generator | None, tolerance: float | None = None
     ) -> FunctionSamples:
         """Functions from the posterior, in float32; S·q more numbers for each direction beyond the learnt ones."""
-        learnt = self.wide.sample_functions(samples, generator, tolerance)
-        _, q, seen = learnt.coordinates.shape
-        more = normal((samples, q, learnt.classes.shape[1] - seen), learnt.coordinates, generator)
-        spread = self.wide.temperature**0.5
-        return replace(learnt, coordinates=torch.cat((learnt.coordinates, spread * more), -1))
+        wide = self.wide
+        learnt = wide._coordinates(samples, generator, tolerance or TOLERANCE[wide.model.offset.dtype])
+        beyond = wide.left_basis.shape[1] - learnt.shape[2]
+        more = normal((-(-samples // 2), learnt.shape[1], beyond), learnt, generator)
+        more = mirrored(more.mul_(wide.temperature**0.5), samples)
+        return FunctionSamples.of(torch.cat((learnt, more), -1), wide.classes())
 
     def logit_covariance(self, right: Tensor) -> Tensor:
         """Covariance [B, C′, C′] of the logits of sampled functions at features right [B, q]."""
