@@ -26,7 +26,7 @@ Model = Callable[[Tensor], Tensor]
 
 
 class Predictor:
-    """A model and its posterior, asked for whole sets. All results are on the CPU, finite, and float64 where stored.
+    """A model and its posterior, asked for whole sets. All results are on the CPU and finite, in the precision they come in.
 
     Args:
         model: inputs (B, …) -> logits (B, C).
@@ -102,9 +102,8 @@ class Predictor:
         return batch if self._device is None else batch.to(self._device)
 
     def _checked(self, logits: Tensor, name: str, rows: slice) -> Tensor:
-        logits = logits.detach().cpu().double()
-        if not torch.isfinite(logits).all():
-            count = int((~torch.isfinite(logits)).sum())
+        logits = logits.detach().cpu()
+        if not torch.isfinite(logits.sum()) and (count := int((~torch.isfinite(logits)).sum())):
             raise FloatingPointError(
                 f"{count} logits of set {name!r} are not finite (images {rows.start}…{rows.stop - 1}): "
                 "the training diverged, or the inputs are broken"
