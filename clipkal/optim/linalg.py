@@ -1,4 +1,4 @@
-"""Noise that a seed makes the same everywhere."""
+"""White noise that a seed makes the same everywhere."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,3 @@ def normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | No
     """White noise, drawn on the generator's device (the CPU for None) so that a seed means the same everywhere."""
     device = generator.device if generator is not None else torch.device("cpu")
     return torch.randn(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)
-
-
-def uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform in [0, 1), drawn as `normal` is."""
-    device = generator.device if generator is not None else torch.device("cpu")
-    return torch.rand(shape, generator=generator, dtype=like.dtype, device=device).to(like.device)

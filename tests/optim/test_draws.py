@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from full_kalman_models import fixed, shots
 from kalman_models import batch, bilinear
 from test_gpu import CASES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipkal.optim import Kalman
+from clipkal.optim.full_kalman import posterior
 from clipkal.optim.full_kalman.evidence import log_determinant, rademacher
 from clipkal.optim.full_kalman.problem import ReducedModel, Sites
 from clipkal.optim.model.jacobian import PROBES, sketch
@@ -92,3 +94,49 @@ def test_a_log_determinant_from_probes_bears_other_signs_of_the_coordinates() ->
         assert log_determinant(model, sites, probes) == pytest.approx(exact, rel=0.03)
         signs = draw(r).sign(), draw(t).sign()
         model = replace(model, features=model.features * signs[0], classes=model.classes * signs[1])
+
+
+@pytest.mark.parametrize("n", [6, 7])
+def test_draws_come_in_mirrored_pairs_around_the_map(n: int) -> None:
+    model, x, y, test, _ = shots(5, 4)
+    f = fixed(model)
+    f.step(x, y)
+    deviations = f.logit_samples(test, n, torch.Generator().manual_seed(0)) - model(test).detach()
+    assert len(deviations) == n
+    torch.testing.assert_close(deviations[0:6:2], -deviations[1:6:2], rtol=1e-3, atol=1e-4)
+    assert deviations[0].std() > 0.1 and not torch.allclose(deviations[0], deviations[2])
+
+
+def test_coordinates_drawn_independently_have_nearly_the_covariance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many unknowns one system is solved in all. Its variances: to some percent those of the closed form, image by image."""
+    monkeypatch.setattr(posterior, "MANY", 0)
+    model, x, y, test, _ = shots(40, 8)
+    f = fixed(model, p0=3.0, precision="float32", solver="cg")
+    f.step(x, y)
+    test = test[::20]
+    draws = f.logit_samples(test, 2000, torch.Generator().manual_seed(0)).double()
+    exact = f.logit_covariance(test).double()
+    draws, centring = draws - draws.mean(-1, keepdim=True), torch.eye(40, dtype=torch.float64) - 1 / 40
+    ours, theirs = draws.var(0).sum(-1), (centring @ exact @ centring).diagonal(dim1=1, dim2=2).sum(-1)
+    assert float(ours.sum() / theirs.sum()) == pytest.approx(1, abs=0.15)
+    assert float((ours / theirs).std()) < 0.1
+    few = f.logit_samples(test, 100, torch.Generator().manual_seed(0), tolerance=1e-6)
+    assert not torch.allclose(few.double(), draws[:100])  # to ask for a tolerance is to ask for the solves
+
+
+def test_one_system_is_solved_however_many_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posterior, "MANY", 0)
+    solved: list[int] = []
+    solve = posterior.solve
+
+    def counted(model: Any, sites: Any, rhs: torch.Tensor, *rest: Any) -> Any:
+        solved.append(len(rhs))
+        return solve(model, sites, rhs, *rest)
+
+    monkeypatch.setattr(posterior, "solve", counted)
+    model, x, y, test, _ = shots(6, 4)
+    f = fixed(model, precision="float32", solver="cg")
+    f.step(x, y)
+    for seed in range(3):
+        f.logit_samples(test, 64, torch.Generator().manual_seed(seed))
+    assert solved == [1]

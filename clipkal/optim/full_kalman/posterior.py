@@ -5,18 +5,20 @@ function space; here in reduced coordinates), `perturb`:
 
     x₀ ~ N(0, I),  ε ~ N(0, I) [N, C],   δ = H⁻¹ (x₀ + Φᵀ M^{½} ε),   H = I + ΦᵀMΦ
 
-has covariance H⁻¹(I + ΦᵀMΦ)H⁻¹ = H⁻¹, so x* + δ is a sample. Of many images and classes M^{½} ε is replaced by the labels that
-the model itself would give (ours; the idea is that of the Fisher matrix by sampled labels):
+has covariance H⁻¹(I + ΦᵀMΦ)H⁻¹ = H⁻¹, so x* + δ is a sample. The temperature T of a cold posterior p(y, W)^{1/T} scales the
+Laplace covariance and leaves the mode: x* + √T δ. Samples come in mirrored pairs x* ± √T δ (antithetic variates, Hammersley
+& Morton 1956): their mean is the mode itself, and each solve serves two.
 
-    ỹ_i ~ π_i,   e_ỹ − π_i   has mean 0 and covariance diag(π_i) − π_i π_iᵀ = M_i,
+A solve a pair costs many times the fit where there are many unknowns. There the coordinates are drawn independently, since
+the bases of problem.py are those in which H is nearly diagonal (George et al. 2018, arXiv 1806.03884), `_spread`:
 
-one number an image instead of C. The covariance is the same to the letter; the sum over the images is Gaussian by the central
-limit theorem. Samples come in mirrored pairs x* ± δ (antithetic variates, Hammersley & Morton 1956): a solve for two samples,
-and their mean is x* itself. The temperature T of a cold posterior p(y, W)^{1/T} scales the
-Laplace covariance and leaves the mode: x* + √T δ.
+    δ_j = √v_j x₀_j,   v_j = κ(h_j) / h_j,   h = diag H
+
+Ours is κ: 1/h_j alone is the variance given all other coordinates, half of what it is in truth. κ, a function of h only, is
+read off one exact sample: the mean of h_j δ_j² over coordinates of similar h_j, of which there are thousands.
 
 Ours: a sample must also say what W does where the data are silent. x₀ is therefore read off a prior sample R₀ [q, t + 1] of
-*all* right coordinates, and only the part in the span is exchanged (`LaplacePosterior._coordinates`):
+*all* right coordinates, and only the part in the span is exchanged (`LaplacePosterior.coordinates`):
 
     R = V_F X* + √T (R₀ + V_F (δ − V_Fᵀ R₀))
 
@@ -40,17 +42,16 @@ from torch import Tensor
 
 from clipkal.optim.full_kalman.mode import PosteriorMode, hessian_factor, solve
 from clipkal.optim.full_kalman.problem import ReducedModel, Sites, span
-from clipkal.optim.linalg import normal, uniform
+from clipkal.optim.linalg import normal
 
 # Left factors whose part outside the learnt directions is below this share of their norm lie inside them.
 NEGLIGIBLE = 1e-6
 # About as many numbers exist at a time in a computation that is chunked over samples.
 ENTRIES = 2**25
-# From this many numbers N·C a sample on, the likelihood's noise is that of sampled labels.
-MANY = 2**20
-# Residual of conjugate gradients for samples, float64 and float32: the second leaves the variance of a logit some 3 % too
-# small, a quarter of the Monte-Carlo error of a hundred samples.
-TOLERANCE = {torch.float64: 1e-8, torch.float32: 2e-2}
+# From this many unknowns on, coordinates are drawn independently unless a tolerance is asked for; κ is a mean of GROUPS parts.
+MANY, GROUPS = 2**15, 32
+# Residual of conjugate gradients for samples. The variance of a logit is then some 1 % too small in float32.
+TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
 
 
 @dataclass(frozen=True)
@@ -80,21 +81,11 @@ def perturb(
     generator: torch.Generator | None,
     white: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x₀ ~ N(0, I) [S, D], which `white` may give, and the right-hand side x₀ + Φᵀ n [S, D], n of mean 0 and covariance M."""
+    """x₀ [S, D], which `white` may give, and the right-hand side x₀ + Φᵀ M^{½} ε [S, D]."""
     if white is None:
         white = normal((samples, model.size), model.offset, generator)
-    if model.offset.numel() < MANY:
-        noise = sites.root(normal((samples, *model.offset.shape), model.offset, generator))
-        return white, white + model.adjoint(noise)
-    seen = torch.stack([model.features.T @ model.scaled[labels] for labels in _labels(sites, samples, generator)])
-    return white, white + (seen.flatten(-2) - model.adjoint(sites.probs))
-
-
-def _labels(sites: Sites, samples: int, generator: torch.Generator | None) -> Tensor:
-    """ỹ [S, N]: for every image a class from π_i, by the inverse of its distribution function."""
-    below = sites.probs.cumsum(-1)
-    chances = uniform((len(below), samples), below, generator) * below[:, -1:]
-    return torch.searchsorted(below, chances, right=True).clamp_(max=below.shape[1] - 1).T
+    noise = sites.root(normal((samples, *model.offset.shape), model.offset, generator))
+    return white, white + model.adjoint(noise)
 
 
 def mirrored(deviations: Tensor, samples: int) -> Tensor:
@@ -124,6 +115,7 @@ class LaplacePosterior:
     temperature: float
     direct: bool
     _factor: Tensor | None = None
+    _roots: Tensor | None = None
 
     def classes(self) -> Tensor:
         """A⁺ = √p₀ left [V_T, u] [C, t + 1]."""
@@ -139,38 +131,57 @@ class LaplacePosterior:
         self, samples: int, generator: torch.Generator | None, tolerance: float | None = None
     ) -> FunctionSamples:
         """Functions from the posterior, in float32; tolerance: of the CG residual."""
-        tolerance = tolerance or TOLERANCE[self.model.offset.dtype]
-        return FunctionSamples.of(self._coordinates(samples, generator, tolerance), self.classes())
+        return FunctionSamples.of(self.coordinates(samples, generator, tolerance), self.classes())
 
     def sample_weights(self, samples: int, generator: torch.Generator | None) -> Tensor:
         """W [S, p, q]: the reduced coordinates, and the prior in every left direction the classes do not span."""
-        coordinates = self._coordinates(samples, generator, 1e-8)
+        coordinates = self.coordinates(samples, generator, 1e-8)
         p, q = self.left_basis.shape[0], self.right_basis.shape[0]
         prior = normal((samples, p, q), coordinates, generator) * self.temperature**0.5
         basis = self.left_basis
         prior = prior - basis @ (basis.T @ prior) + basis @ coordinates.transpose(1, 2)
         return self.model.amplitude * prior
 
-    def _coordinates(self, samples: int, generator: torch.Generator | None, tolerance: float) -> Tensor:
-        """R [S, q, t + 1]: V_F X* ± half as many deviations."""
+    def coordinates(self, samples: int, generator: torch.Generator | None, tolerance: float | None) -> Tensor:
+        """R [S, q, t + 1], in mirrored pairs."""
         t, half = self.model.classes.shape[1], -(-samples // 2)
-        chunk = max(1, ENTRIES // max(1, self.model.offset.numel() + self.model.size))
-        counts = [min(chunk, half - start) for start in range(0, half, chunk)]
+        most = max(1, ENTRIES // max(1, self.model.offset.numel() + self.model.size))
+        counts = [min(most, half - start) for start in range(0, half, most)]
         deviations = torch.cat([self._deviations(count, generator, tolerance) for count in counts])
         out = mirrored(deviations.mul_(math.sqrt(self.temperature)), samples)
         out[..., :t] += self.right_basis @ self.model.matrix(self.mode.x)
         return out
 
-    def _deviations(self, count: int, generator: torch.Generator | None, tolerance: float) -> Tensor:
+    def _deviations(self, count: int, generator: torch.Generator | None, tolerance: float | None) -> Tensor:
         """R₀ + V_F (δ − V_Fᵀ R₀) [count, q, t + 1]."""
         model, basis = self.model, self.right_basis
         t = model.classes.shape[1]
         prior = normal((count, basis.shape[0], t + 1), model.offset, generator)
-        inside = (basis.T @ prior[..., :t]).flatten(-2)
-        white, rhs = perturb(model, self.mode.sites, count, generator, inside)
-        delta, _ = solve(model, self.mode.sites, rhs, self.factor(), tolerance)
+        white = (basis.T @ prior[..., :t]).flatten(-2)
+        if tolerance is None and not self.direct and model.size >= MANY:
+            delta = self._spread() * white
+        else:
+            delta = self._exact(count, generator, white, tolerance or TOLERANCE[model.offset.dtype])
         prior[..., :t] += basis @ model.matrix(delta - white)
         return prior
+
+    def _exact(
+        self, count: int, generator: torch.Generator | None, white: Tensor | None, tolerance: float
+    ) -> Tensor:
+        """δ [count, D] of covariance H⁻¹."""
+        _, rhs = perturb(self.model, self.mode.sites, count, generator, white)
+        return solve(self.model, self.mode.sites, rhs, self.factor(), tolerance)[0]
+
+    def _spread(self) -> Tensor:
+        """√v [D], kept."""
+        if self._roots is None:
+            h = self.model.hessian_diagonal(self.mode.sites)
+            delta = self._exact(1, torch.Generator().manual_seed(0), None, TOLERANCE[torch.float32])[0]
+            order = h.argsort()
+            parts = (h * delta.square())[order].tensor_split(GROUPS)
+            kappa = torch.cat([part.mean().expand(len(part)) for part in parts])
+            self._roots = torch.empty_like(h).scatter_(0, order, kappa).div_(h).sqrt_()
+        return self._roots
 
     def logit_covariance(self, right: Tensor) -> Tensor:
         """Covariance [B, C, C] of the logits of sampled functions at features right [B, q], in closed form.
@@ -245,7 +256,7 @@ class OtherClasses:
     ) -> FunctionSamples:
         """Functions from the posterior, in float32; S·q more numbers for each direction beyond the learnt ones."""
         wide = self.wide
-        learnt = wide._coordinates(samples, generator, tolerance or TOLERANCE[wide.model.offset.dtype])
+        learnt = wide.coordinates(samples, generator, tolerance)
         beyond = wide.left_basis.shape[1] - learnt.shape[2]
         more = normal((-(-samples // 2), learnt.shape[1], beyond), learnt, generator)
         more = mirrored(more.mul_(wide.temperature**0.5), samples)
