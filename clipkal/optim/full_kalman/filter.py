@@ -210,7 +210,8 @@ class Kalman(Posterior, BatchOptimizer):
         A generator stands for a set of functions: its *initial seed* and n fix the set, whatever else it was used for, and
         the last sets are kept. So a test set may come in any batches. None: a fresh set from torch's own generator. The
         classes are those the model has now: the learnt ones, or others (posterior.py). tolerance: of the CG residual, 1e-8
-        by default or 1e-2 for float32 solves; to give one makes every sample an exact one however many unknowns there are.
+        by default or 1e-2 for float32 solves; given, samples are exact at any size
+        (posterior.py).
         """
         _, offset, right = self._read(inputs)
         functions = self._sample_functions(n, generator, tolerance)

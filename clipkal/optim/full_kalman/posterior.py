@@ -9,13 +9,17 @@ has covariance H⁻¹(I + ΦᵀMΦ)H⁻¹ = H⁻¹, so x* + δ is a sample. The 
 Laplace covariance and leaves the mode: x* + √T δ. Samples come in mirrored pairs x* ± √T δ (antithetic variates, Hammersley
 & Morton 1956): their mean is the mode itself, and each solve serves two.
 
-A solve a pair costs many times the fit where there are many unknowns. There the coordinates are drawn independently, since
-the bases of problem.py are those in which H is nearly diagonal (George et al. 2018, arXiv 1806.03884), `_spread`:
+Where a product with Φ is dear (from `DEAR` multiply-adds on, some 400 classes of 16 shots), a solve a pair would cost many times
+the fit. There the coordinates are drawn independently, without a solve, since the bases of problem.py are those in which H is
+nearly diagonal (George et al. 2018, arXiv 1806.03884):
 
-    δ_j = √v_j x₀_j,   v_j = κ(h_j) / h_j,   h = diag H
+    δ_j = x₀_j / √h_j,   h = diag H
 
-Ours is κ: 1/h_j alone is the variance given all other coordinates, half of what it is in truth. κ, a function of h only, is
-read off one exact sample: the mean of h_j δ_j² over coordinates of similar h_j, of which there are thousands.
+1/h_j is the variance of a coordinate given all others, which is too small: of the logits of all classes together 0.6 of the
+variance is left (300 classes), but most of what is missing is that of classes out of the question. On 196 classes of cars, 4
+and 16 shots, at unit temperature, NLL is within 0.001 nats of exact samples', mutual information within 10 %, its ranks to 0.94 and
+0.97; on synthetic features without a spectrum the mutual information is 0.7 of the exact, and at T = 1 there the mean
+probabilities are clearly over-confident. To give a tolerance asks for exact samples at any size.
 
 Ours: a sample must also say what W does where the data are silent. x₀ is therefore read off a prior sample R₀ [q, t + 1] of
 *all* right coordinates, and only the part in the span is exchanged (`LaplacePosterior.coordinates`):
@@ -48,8 +52,8 @@ from clipkal.optim.linalg import normal
 NEGLIGIBLE = 1e-6
 # About as many numbers exist at a time in a computation that is chunked over samples.
 ENTRIES = 2**25
-# From this many unknowns on, coordinates are drawn independently unless a tolerance is asked for; κ is a mean of GROUPS parts.
-MANY, GROUPS = 2**15, 32
+# From this many multiply-adds a product, N·C·r, on, coordinates are drawn independently unless a tolerance is asked for.
+DEAR = 2**30
 # Residual of conjugate gradients for samples. The variance of a logit is then some 1 % too small in float32.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
 
@@ -158,29 +162,19 @@ class LaplacePosterior:
         t = model.classes.shape[1]
         prior = normal((count, basis.shape[0], t + 1), model.offset, generator)
         white = (basis.T @ prior[..., :t]).flatten(-2)
-        if tolerance is None and not self.direct and model.size >= MANY:
-            delta = self._spread() * white
+        if tolerance is None and not self.direct and model.offset.numel() * basis.shape[1] >= DEAR:
+            delta = white * self._deviation()
         else:
-            delta = self._exact(count, generator, white, tolerance or TOLERANCE[model.offset.dtype])
+            tolerance = tolerance or TOLERANCE[model.offset.dtype]
+            _, rhs = perturb(model, self.mode.sites, count, generator, white)
+            delta, _ = solve(model, self.mode.sites, rhs, self.factor(), tolerance)
         prior[..., :t] += basis @ model.matrix(delta - white)
         return prior
 
-    def _exact(
-        self, count: int, generator: torch.Generator | None, white: Tensor | None, tolerance: float
-    ) -> Tensor:
-        """δ [count, D] of covariance H⁻¹."""
-        _, rhs = perturb(self.model, self.mode.sites, count, generator, white)
-        return solve(self.model, self.mode.sites, rhs, self.factor(), tolerance)[0]
-
-    def _spread(self) -> Tensor:
-        """√v [D], kept."""
+    def _deviation(self) -> Tensor:
+        """1/√h [D], kept."""
         if self._roots is None:
-            h = self.model.hessian_diagonal(self.mode.sites)
-            delta = self._exact(1, torch.Generator().manual_seed(0), None, TOLERANCE[torch.float32])[0]
-            order = h.argsort()
-            parts = (h * delta.square())[order].tensor_split(GROUPS)
-            kappa = torch.cat([part.mean().expand(len(part)) for part in parts])
-            self._roots = torch.empty_like(h).scatter_(0, order, kappa).div_(h).sqrt_()
+            self._roots = self.model.hessian_diagonal(self.mode.sites).rsqrt()
         return self._roots
 
     def logit_covariance(self, right: Tensor) -> Tensor:
