@@ -9,7 +9,7 @@ has covariance H⁻¹(I + ΦᵀMΦ)H⁻¹ = H⁻¹, so x* + δ is a sample. The 
 Laplace covariance and leaves the mode: x* + √T δ. Samples come in mirrored pairs x* ± √T δ (antithetic variates, Hammersley
 & Morton 1956): their mean is the mode itself, and each solve serves two.
 
-Where a product with Φ is dear (from `DEAR` multiply-adds on, some 400 classes of 16 shots), a solve a pair would cost many times
+Where a product with Φ is dear (from `DEAR` multiply-adds on, some 100 classes of 16 shots), a solve a pair would cost many times
 the fit. There the coordinates are drawn independently, without a solve, since the bases of problem.py are those in which H is
 nearly diagonal (George et al. 2018, arXiv 1806.03884):
 
@@ -53,7 +53,7 @@ NEGLIGIBLE = 1e-6
 # About as many numbers exist at a time in a computation that is chunked over samples.
 ENTRIES = 2**25
 # From this many multiply-adds a product, N·C·r, on, coordinates are drawn independently unless a tolerance is asked for.
-DEAR = 2**30
+DEAR = 2**26
 # Residual of conjugate gradients for samples. The variance of a logit is then some 1 % too small in float32.
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-2}
 
@@ -63,7 +63,8 @@ class FunctionSamples:
     """S functions from image features to logits.
 
     Attributes:
-        weights: Rᵀ A⁺ᵀ [S, q, C], of coordinates R [S, q, t + 1] and classes A⁺ = √p₀ left [V_T, u] [C, t + 1].
+        weights: Rᵀ A⁺ᵀ [q, S, C], of coordinates R [S, q, t + 1] and classes A⁺ = √p₀ left [V_T, u] [C, t + 1]: one matrix
+            product serves all functions.
     """
 
     weights: Tensor
@@ -71,11 +72,12 @@ class FunctionSamples:
     @classmethod
     def of(cls, coordinates: Tensor, classes: Tensor) -> "FunctionSamples":
         """From R and A⁺, in float32; S·q·C·t multiply-adds."""
-        return cls(coordinates.float() @ classes.float().T)
+        return cls(coordinates.float().transpose(0, 1) @ classes.float().T)
 
     def logits(self, offset: Tensor, right: Tensor) -> Tensor:
         """Logits [S, B, C] of zero-weight logits [B, C] and features [B, q]; S·B·q·C multiply-adds."""
-        return torch.matmul(right, self.weights).add_(offset)
+        out = (right @ self.weights.flatten(1)).unflatten(1, self.weights.shape[1:])
+        return out.add_(offset[:, None]).transpose(0, 1)
 
 
 def perturb(
