@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: test-python help install demo readme test coverage test-pythons test-newest test-versions test-slow test-gpu reference lint format pretrain bench-optim bench-data bench-predict bench-start study clean
+.PHONY: test-python help install demo readme test coverage test-pythons test-newest test-versions test-slow test-gpu reference lint format pretrain bench-optim bench-readout bench-data bench-predict bench-start study clean
 .DEFAULT_GOAL := help
 
 help:  ## list what can be made
@@ -79,6 +79,9 @@ pretrain: $(STAMP)  ## make the embedded mini-CLIP anew (about half an hour; res
 bench-optim: $(STAMP)  ## time the optimisers against AdamW, as ratios
 	@$(BIN)/python -m benchmarks.optim
 	@$(BIN)/python -m benchmarks.lora_step
+
+bench-readout: $(STAMP)  ## time predictions with uncertainty against plain inference, as ratios
+	@$(BIN)/python -m benchmarks.readout
 
 bench-data: $(STAMP)  ## time the loading of images against torchvision's, as ratios
 	@$(BIN)/python -m benchmarks.data_loading

@@ -31,7 +31,10 @@ Model = Callable[[Tensor], Tensor]
 
 
 class Reader:
-    """A model and its posterior, asked for whole sets in evaluation mode. All answers are finite, float64 and on the CPU.
+    """A model and its posterior, asked for whole sets in evaluation mode.
+
+    All answers are finite and on the CPU; draws are in the
+    precision they come in, all else is float64.
 
     Args:
         model: inputs (B, …) -> logits (B, C).
@@ -114,7 +117,8 @@ class Reader:
                 for rows in _batches(count, most):
                     generator = torch.Generator().manual_seed(block_seed(self.seed, block))
                     draw = partial(posterior.logit_samples, n=size, generator=generator)
-                    yield name, rows, self._asked(draw, self._batch(inputs, rows), name, rows)
+                    drawn = self._asked(draw, self._batch(inputs, rows), name, rows, plain=False)
+                    yield name, rows, drawn.cpu()
 
     def _frozen(self, batch: Tensor, wanted: set[Need], name: str, rows: slice) -> dict[str, Tensor]:
         """What the frozen backbone knows: one pass through it serves both."""
@@ -139,8 +143,7 @@ class Reader:
         except NotImplementedError as error:
             raise ConfigError(f"{error}, which this predictive needs; choose another predictive") from error
         answer = answer.cpu().double() if plain else answer
-        if not torch.isfinite(answer).all():
-            count = int((~torch.isfinite(answer)).sum())
+        if not torch.isfinite(answer.sum()) and (count := int((~torch.isfinite(answer)).sum())):
             raise FloatingPointError(
                 f"{count} values of set {name!r} are not finite (images {rows.start}…{rows.stop - 1}): "
                 "the training diverged, or the inputs are broken"

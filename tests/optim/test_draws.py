@@ -5,14 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from full_kalman_models import fixed, shots
 from kalman_models import batch, bilinear
 from test_gpu import CASES
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clipkal.optim import Kalman
+from clipkal.optim.full_kalman import posterior
 from clipkal.optim.full_kalman.evidence import log_determinant, rademacher
 from clipkal.optim.full_kalman.problem import ReducedModel, Sites
 from clipkal.optim.model.jacobian import PROBES, sketch
+from clipkal.uncertainty import sampled
 
 
 class Draws(TorchDispatchMode):
@@ -92,3 +95,33 @@ def test_a_log_determinant_from_probes_bears_other_signs_of_the_coordinates() ->
         assert log_determinant(model, sites, probes) == pytest.approx(exact, rel=0.03)
         signs = draw(r).sign(), draw(t).sign()
         model = replace(model, features=model.features * signs[0], classes=model.classes * signs[1])
+
+
+@pytest.mark.parametrize("n", [6, 7])
+def test_draws_come_in_mirrored_pairs_around_the_map(n: int) -> None:
+    model, x, y, test, _ = shots(5, 4)
+    f = fixed(model)
+    f.step(x, y)
+    deviations = f.logit_samples(test, n, torch.Generator().manual_seed(0)) - model(test).detach()
+    assert len(deviations) == n
+    torch.testing.assert_close(deviations[0:6:2], -deviations[1:6:2], rtol=1e-3, atol=1e-4)
+    assert deviations[0].std() > 0.1 and not torch.allclose(deviations[0], deviations[2])
+
+
+def test_coordinates_drawn_independently_predict_as_exact_draws_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where products are dear no system is solved. At unit temperature the mean probabilities hardly change, and neither does
+    which images are uncertain; the mutual information is some too small."""
+    model, x, y, test, _ = shots(30, 8)
+    f = Kalman(model, precision="float32", solver="cg")
+    f.step(x, y)
+    generator = torch.Generator().manual_seed(0)
+    exact = sampled([f.logit_samples(test, 1000, generator)])
+    monkeypatch.setattr(posterior, "DEAR", 0)
+    monkeypatch.setattr(posterior, "perturb", None)  # not called
+    f._samples = {}
+    ours = sampled([f.logit_samples(test, 1000, generator)])
+    assert float((ours.probs - exact.probs).abs().amax(1).mean()) < 0.01
+    assert 0.6 < float(ours.epistemic.mean() / exact.epistemic.mean()) < 1.1
+    assert float(torch.corrcoef(torch.stack((ours.epistemic, exact.epistemic)))[0, 1]) > 0.97
+    with pytest.raises(TypeError):  # a tolerance asks for the solves, at any size
+        f.logit_samples(test, 4, torch.Generator().manual_seed(1), tolerance=1e-2)

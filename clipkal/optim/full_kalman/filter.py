@@ -221,11 +221,12 @@ class Kalman(Posterior, BatchOptimizer):
         A generator stands for a set of functions: its *initial seed* and n fix the set, whatever else it was used for, and
         the last sets are kept. So a test set may come in any batches. None: a fresh set from torch's own generator. The
         classes are those the model has now: the learnt ones, or others (posterior.py). tolerance: of the CG residual, 1e-8
-        by default or 1e-2 for float32 solves.
+        by default or 1e-2 for float32 solves; given, samples are exact at any size
+        (posterior.py).
         """
         _, offset, right = self._read(inputs)
         functions = self._sample_functions(n, generator, tolerance)
-        return functions.logits(offset.to(functions.classes), right.to(functions.classes))
+        return functions.logits(offset.to(functions.weights), right.to(functions.weights))
 
     def _sample_functions(
         self, n: int, generator: torch.Generator | None, tolerance: float | None
@@ -236,7 +237,7 @@ class Kalman(Posterior, BatchOptimizer):
         key = (n, generator.initial_seed())
         if key not in self._samples:
             sampled = posterior.sample_functions(n, torch.Generator().manual_seed(key[1]), tolerance)
-            if (len(self._samples) + 1) * sampled.coordinates.nbytes > MOST_SAMPLES:
+            if (len(self._samples) + 1) * sampled.weights.nbytes > MOST_SAMPLES:
                 self._samples.clear()
             self._samples[key] = sampled
         return self._samples[key]

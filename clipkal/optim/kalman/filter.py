@@ -21,7 +21,7 @@ from clipkal.optim.base import BatchOptimizer, StepInfo, check_finite, check_ind
 from clipkal.optim.kalman.covariance.diagonal import Covariance
 from clipkal.optim.kalman.observation import Gate, Noise
 from clipkal.optim.kalman.parts import named
-from clipkal.optim.kalman.posterior import LinearisedPosterior
+from clipkal.optim.kalman.posterior import LinearisedPosterior, Readout
 from clipkal.optim.kalman.prior import NETWORK, is_network, p0_by_ratio, prior_variances, unit_temperature
 from clipkal.optim.kalman.update import Innovation, Measurement, Observation, Weigher
 from clipkal.optim.model import make_route
@@ -71,6 +71,8 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             scalar an image off the analytic route). Only the joint form is invariant to the batch's order.
         posterior_temperature: T of the draws, from N(θ̄, T P); "unit": the T ≤ 1 at which the prior's draws of the logits have
             unit variance on the first batch (prior.py says why).
+        readout: of a model that is not bilinear: "exact" takes C backward passes an image, "shots" the mean covariance of the
+            logits of at most 32 shots, which are kept (posterior.py).
         route: auto | bilinear | hooks | func.
         memory: bytes that Jacobian rows may take.
         group: the processes that share each batch where `torch.distributed` is initialised (parallel/);
@@ -101,6 +103,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         epochs_as: Literal["tempered", "optimiser"] = "tempered",
         block: Count | Literal["auto"] | None = "auto",
         posterior_temperature: NonNegative | Literal["unit"] = 1.0,
+        readout: Readout = "exact",
         route: str = "auto",
         memory: Count = 1 << 28,
         group: Group | None = None,
@@ -128,7 +131,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
         self.ratio = ratio or default_ratio * (NETWORK if self.network else 1.0)
         self.process_noise, self.fading = process_noise, fading
         self.regularise(rho, rho_as, warmup, store_regularisation)
-        self.block, self.memory = block, memory
+        self.block, self.memory, self.readout = block, memory, readout
         self.unit_draws = posterior_temperature == "unit"
         self.temperature = 1.0 if posterior_temperature == "unit" else float(posterior_temperature)
         self.steps = 0
@@ -161,7 +164,10 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
                 measurement = self._measure(jacobian.logits, targets)
                 return StepInfo(self._loss(jacobian.logits, targets, measurement), None, {"skipped": 1.0})
             try:
-                return self._condition(targets, jacobian)
+                info = self._condition(targets, jacobian)
+                self._shared = None
+                self.keep(inputs)
+                return info
             except Exception:
                 if first:
                     self.prior_variance = None
@@ -327,12 +333,14 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             "rho_scale": self.rho_scale,
             "covariance": self.covariance.state_dict() if started else {},
             "noise": self.noise.state_dict(),
+            "anchors": self.anchors,
         }
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.steps, self.prior_variance = state["steps"], state["prior_variance"]
         self.rho_scale, self.temperature = state["rho_scale"], state["temperature"]
         self.network = state.get("network", False)
+        self.anchors, self._shared = state.get("anchors"), None
         self.noise.load_state_dict(state["noise"])
         if self.prior_variance is not None:
             self.covariance.load_state_dict(state["covariance"], self.vector)

@@ -21,6 +21,7 @@ from torch import nn
 
 from clipkal.optim.kalman.filter import KalmanFilter
 from clipkal.optim.kalman.observation import MahalanobisSoft, Quantile, ResidualNoise
+from clipkal.optim.kalman.posterior import Readout
 from clipkal.optim.parallel.shards import Group
 from clipkal.settings import Count, Fraction, NonNegative, Variance, checked
 
@@ -34,7 +35,7 @@ class KalmanCLIP(KalmanFilter):
         quantile: of the χ² distribution, above which an image's noise is inflated.
         observation: the similarity: "softmax" over the classes, or "cosine", the literal text.
         block: None, the paper's joint observation of the batch; or as in `KalmanFilter`.
-        prior, ratio, posterior_temperature, priors, group: see `KalmanFilter`.
+        prior, ratio, posterior_temperature, readout, priors, group: see `KalmanFilter`.
     """
 
     @checked
@@ -48,6 +49,7 @@ class KalmanCLIP(KalmanFilter):
         prior: Variance | Literal["ratio"] = "ratio",
         ratio: Variance | None = None,
         posterior_temperature: NonNegative | Literal["unit"] = 1.0,
+        readout: Readout = "shots",
         priors: Mapping[str, float] | None = None,
         group: Group | None = None,
     ):
@@ -61,6 +63,7 @@ class KalmanCLIP(KalmanFilter):
             prior=prior,
             ratio=ratio,
             posterior_temperature=posterior_temperature,
+            readout=readout,
             priors=priors,
             group=group,
         )

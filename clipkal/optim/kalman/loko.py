@@ -21,6 +21,7 @@ from torch import nn
 
 from clipkal.optim.kalman.filter import KalmanFilter
 from clipkal.optim.kalman.observation import ResidualNoise
+from clipkal.optim.kalman.posterior import Readout
 from clipkal.optim.parallel.shards import Group
 from clipkal.settings import Fraction, NonNegative, Variance, checked
 
@@ -33,7 +34,7 @@ class LoKO(KalmanFilter):
         beta: forgetting factor of R an image.
         observation: "probs", the paper's class probabilities; "softmax", of the true class only: one number an image, for
             very many classes.
-        prior, ratio, posterior_temperature, priors, group: see `KalmanFilter`.
+        prior, ratio, posterior_temperature, readout, priors, group: see `KalmanFilter`.
     """
 
     @checked
@@ -45,6 +46,7 @@ class LoKO(KalmanFilter):
         prior: Variance | Literal["ratio"] = "ratio",
         ratio: Variance | None = None,
         posterior_temperature: NonNegative | Literal["unit"] = 1.0,
+        readout: Readout = "shots",
         priors: Mapping[str, float] | None = None,
         group: Group | None = None,
     ):
@@ -57,6 +59,7 @@ class LoKO(KalmanFilter):
             prior=prior,
             ratio=ratio,
             posterior_temperature=posterior_temperature,
+            readout=readout,
             priors=priors,
             group=group,
         )

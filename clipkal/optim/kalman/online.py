@@ -19,6 +19,7 @@ from torch import nn
 
 from clipkal.optim.kalman.categorical import Categorical
 from clipkal.optim.kalman.filter import KalmanFilter
+from clipkal.optim.kalman.posterior import Readout
 from clipkal.optim.parallel.shards import Group
 from clipkal.settings import Count, Fraction, NonNegative, Share, Variance, checked
 
@@ -29,7 +30,7 @@ class OnlineKalman(KalmanFilter):
     Args:
         model: see `KalmanFilter`.
         merge: see `Categorical`; 0 keeps all classes apart.
-        prior, ratio, process_noise, fading, epochs, epochs_as, block, posterior_temperature, priors, group: see
+        prior, ratio, process_noise, fading, epochs, epochs_as, block, posterior_temperature, readout, priors, group: see
             `KalmanFilter`.
     """
 
@@ -46,6 +47,7 @@ class OnlineKalman(KalmanFilter):
         epochs_as: Literal["tempered", "optimiser"] = "tempered",
         block: Count | Literal["auto"] | None = "auto",
         posterior_temperature: NonNegative | Literal["unit"] = "unit",
+        readout: Readout = "shots",
         priors: Mapping[str, float] | None = None,
         group: Group | None = None,
     ):
@@ -61,6 +63,7 @@ class OnlineKalman(KalmanFilter):
             epochs_as=epochs_as,
             block=block,
             posterior_temperature=posterior_temperature,
+            readout=readout,
             priors=priors,
             group=group,
         )

@@ -1,7 +1,19 @@
-"""What a filtered model knows: draws and covariances of its logits under θ ~ N(θ̄, P)."""
+"""What a filtered model knows: draws and covariances of its logits under θ ~ N(θ̄, P).
+
+Of a linearised model an image's logits are N(z(x), T J(x) P J(x)ᵀ), and J costs a backward pass for each class. Of a bilinear
+model J is there for nothing. For other models there are two ways to read it out (ours):
+
+    exact   Σ(x) = T J(x) P J(x)ᵀ                         C backward passes an image
+    shots   Σ    = T mean_i J(x_i) P J(x_i)ᵀ              of some shots x_i, once; then an image costs its logits
+
+With "shots" all images have the covariance that images on average have: how sure the class is still depends on the image
+by where its logits are, but not how far the posterior lets these logits move. docs/methods/loko.md says what that costs.
+Beyond MOST_ROWS classes the mean is that of the deviations of drawn models, a pass forward for each.
+"""
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +25,11 @@ from clipkal.optim.linalg import normal
 from clipkal.optim.model.jacobian import MOST_ROWS, JacobianRoute, ParameterVector
 from clipkal.optim.posterior import Posterior
 
+Readout = Literal["exact", "shots"]
+ANCHORS, ANCHOR_ROWS, ANCHOR_DRAWS = 32, 512, 32
+"""Shots that are kept for the read-out "shots" at most, backward passes it takes in all (four images at least), and drawn
+models where there are too many classes for that."""
+
 
 class LinearisedPosterior(Posterior):
     """The posterior half of `KalmanFilter`. In a data-parallel run every process answers for its own inputs.
@@ -21,6 +38,8 @@ class LinearisedPosterior(Posterior):
     prior_variance: None until the first batch.
     temperature: T times P is what draws and covariances are of.
     memory: bytes that draws of θ may take.
+    readout: how a model that is not bilinear is read; "exact" where no shots were kept (an older checkpoint).
+    anchors: the shots that are kept for it [k, …].
     """
 
     plain_model: nn.Module
@@ -30,6 +49,11 @@ class LinearisedPosterior(Posterior):
     memory: int
     prior_variance: float | None
     temperature: float
+    readout: Readout
+    anchors: Tensor | None = None
+    _shared: tuple[Tensor, Tensor] | None = (
+        None  # the first anchor's logits, by which classes and θ are known, and a root of Σ
+    )
 
     @property
     def posterior(self) -> Posterior:
@@ -40,8 +64,8 @@ class LinearisedPosterior(Posterior):
     def logit_samples(self, inputs: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
         """n draws [n, B, C] of the logits under θ ~ N(θ̄, T P), joint over classes; images independently.
 
-        They are drawn from their own Gaussian, with the model linearised at θ̄, as the filter saw it: C backward passes, or
-        none for a bilinear model. Beyond MOST_ROWS classes θ is drawn and the model called n times: joint over images too.
+        They are drawn from their own Gaussian, with the model linearised at θ̄, as the filter saw it; see `readout`. Read out
+        exactly beyond MOST_ROWS classes, θ is drawn and the model called n times: joint over images too.
         Raises RuntimeError before the first batch.
         """
         self._check_started()
@@ -52,6 +76,9 @@ class LinearisedPosterior(Posterior):
             if noise is not None:
                 return jacobian.logits + noise.mul_(math.sqrt(self.temperature))
         logits = self.plain_model(inputs)
+        if self._by_shots():
+            root = self._shared_root().to(logits.dtype)
+            return logits + normal((n, len(logits), len(root)), root, generator) @ root
         if logits.shape[1] > MOST_ROWS:
             return torch.stack([self._logits_at(theta, inputs) for theta in self._samples(n, generator)])
         root = psd_root(self.logit_covariance(inputs)).to(self.vector.dtype)
@@ -60,8 +87,14 @@ class LinearisedPosterior(Posterior):
 
     @torch.no_grad()
     def logit_covariance(self, inputs: Tensor) -> Tensor:
-        """Linearised covariance of the logits T J P Jᵀ of each image, [B, C, C] float64; RuntimeError before the first batch."""
+        """Linearised covariance of the logits of each image, [B, C, C] float64; RuntimeError before the first batch."""
         self._check_started()
+        if self._by_shots():
+            root = self._shared_root()
+            return (root.mT @ root).expand(len(inputs), -1, -1)
+        return self._exact_covariance(inputs)
+
+    def _exact_covariance(self, inputs: Tensor) -> Tensor:
         parts = []
         for chunk in inputs.split(self._images_at_once(inputs)):
             jacobian = self.route.linearise(chunk)
@@ -71,6 +104,37 @@ class LinearisedPosterior(Posterior):
 
     def likelihood_weight(self) -> float | None:
         return 1 / self.temperature if self.temperature > 0 else None
+
+    def keep(self, inputs: Tensor) -> None:
+        """Keeps the first shots that are seen, where the read-out will ask for them."""
+        kept = 0 if self.anchors is None else len(self.anchors)
+        if (
+            self.readout == "shots"
+            and kept < ANCHORS
+            and self.route.images_that_fit(self.memory, 1) is not None
+        ):
+            new = inputs[: ANCHORS - kept].detach().clone()
+            self.anchors = new if self.anchors is None else torch.cat((self.anchors, new))
+
+    def _by_shots(self) -> bool:
+        return self.readout == "shots" and self.anchors is not None
+
+    def _shared_root(self) -> Tensor:
+        """A root of Σ [k, C], Σ = rootᵀ root, float64; for the classes that the model has now, and kept while it has them."""
+        assert self.anchors is not None
+        first = self.plain_model(self.anchors[:1])
+        if self._shared is None or not torch.equal(self._shared[0], first):
+            C = first.shape[1]
+            anchors = self.anchors[: max(4, ANCHOR_ROWS // C)]
+            if C <= MOST_ROWS:
+                root = psd_root(self._exact_covariance(anchors).mean(0)).mT
+            else:
+                logits = self.plain_model(anchors)
+                draws = self._samples(ANCHOR_DRAWS, torch.Generator().manual_seed(0))
+                moved = torch.cat([self._logits_at(theta, anchors) - logits for theta in draws])
+                root = moved.double() / len(moved) ** 0.5
+            self._shared = first, root
+        return self._shared[1]
 
     def joint_over_images(self) -> bool:
         """No: every image is drawn from the Gaussian of its own logits."""

@@ -6,6 +6,7 @@ from kalman_models import batch, bilinear, full_jacobian
 from torch import nn
 
 from clipkal.optim import KalmanFilter
+from clipkal.optim.kalman.posterior import ANCHORS
 from clipkal.optim.model.jacobian import MOST_ROWS
 
 
@@ -50,3 +51,63 @@ def test_of_very_many_classes_the_parameters_are_drawn() -> None:
     draws = filtered.logit_samples(twice, 3, torch.Generator().manual_seed(3))
     assert draws.std(0).min() > 0
     torch.testing.assert_close(draws[:, 0], draws[:, 1])
+
+
+def read_by_shots(classes: int = 4, **settings: object) -> tuple[KalmanFilter, torch.Tensor]:
+    """A filter of a small net that has seen two batches, and the images of both."""
+    filtered = KalmanFilter(small_net(classes), "softmax", prior=0.2, readout="shots", **settings)
+    first, second = batch(B=20), batch(B=20)
+    for images, labels in (first, second):
+        filtered.step(images, labels)
+    return filtered, torch.cat((first[0], second[0]))
+
+
+def test_by_shots_all_images_have_the_mean_covariance_of_the_kept_shots() -> None:
+    filtered, seen = read_by_shots(posterior_temperature=0.5)
+    new = batch(B=3)[0]
+    filtered.readout = "exact"
+    expected = filtered.logit_covariance(seen[:ANCHORS]).mean(0)
+    filtered.readout = "shots"
+    for found in filtered.logit_covariance(new):
+        torch.testing.assert_close(found, expected)
+    draws = filtered.logit_samples(new, 40_000, torch.Generator().manual_seed(1))
+    deviations = (draws - filtered.model(new).detach()).transpose(0, 1)
+    largest = float(expected.abs().max())
+    torch.testing.assert_close(
+        deviations.mT @ deviations / 40_000, expected.expand(3, 4, 4), rtol=0.05, atol=0.03 * largest
+    )
+
+
+def test_by_shots_nothing_is_linearised_again_until_the_filter_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    filtered, seen = read_by_shots()
+    looked: list[int] = []
+    linearise = filtered.route.linearise
+    monkeypatch.setattr(filtered.route, "linearise", lambda x: (looked.append(len(x)), linearise(x))[1])
+    for images in seen.split(10):
+        filtered.logit_samples(images, 2, torch.Generator().manual_seed(0))
+    assert sum(looked) == ANCHORS
+    filtered.step(*batch(B=2))
+    looked.clear()
+    filtered.logit_samples(seen[:3], 2)
+    assert sum(looked) == ANCHORS
+
+
+def test_by_shots_very_many_classes_are_read_from_drawn_models() -> None:
+    filtered, seen = read_by_shots(MOST_ROWS + 1)
+    found = filtered.logit_covariance(seen[:1])[0]
+    J = full_jacobian(filtered.model, seen[:4])
+    exact = ((J * filtered.covariance.variance) @ J.mT).mean(0)
+    assert float(found.trace() / exact.trace()) == pytest.approx(
+        1, abs=0.35
+    )  # 32 drawn models, which are not linear
+
+
+def test_the_kept_shots_are_part_of_the_state_and_an_old_state_is_read_exactly() -> None:
+    filtered, seen = read_by_shots()
+    state = filtered.state_dict()
+    resumed = KalmanFilter(filtered.model, "softmax", prior=0.2, readout="shots")
+    resumed.load_state_dict(state)
+    torch.testing.assert_close(resumed.logit_covariance(seen[:1]), filtered.logit_covariance(seen[:1]))
+    resumed.anchors = None
+    filtered.readout = "exact"
+    torch.testing.assert_close(resumed.logit_covariance(seen[:1]), filtered.logit_covariance(seen[:1]))
