@@ -166,7 +166,8 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             try:
                 info = self._condition(targets, jacobian)
                 self._shared = None
-                self.keep(inputs)
+                if self.lacks_shots():
+                    self.keep(inputs if self.distributed is None else self.distributed.shards.gather(inputs))
                 return info
             except Exception:
                 if first:

@@ -105,16 +105,16 @@ class LinearisedPosterior(Posterior):
     def likelihood_weight(self) -> float | None:
         return 1 / self.temperature if self.temperature > 0 else None
 
-    def keep(self, inputs: Tensor) -> None:
-        """Keeps the first shots that are seen, where the read-out will ask for them."""
+    def lacks_shots(self) -> bool:
+        """Whether the read-out wants more shots to be kept."""
         kept = 0 if self.anchors is None else len(self.anchors)
-        if (
-            self.readout == "shots"
-            and kept < ANCHORS
-            and self.route.images_that_fit(self.memory, 1) is not None
-        ):
-            new = inputs[: ANCHORS - kept].detach().clone()
-            self.anchors = new if self.anchors is None else torch.cat((self.anchors, new))
+        formed = self.route.images_that_fit(self.memory, 1) is not None
+        return self.readout == "shots" and kept < ANCHORS and formed
+
+    def keep(self, inputs: Tensor) -> None:
+        """Keeps the first ANCHORS shots that are given [b, …]."""
+        new = inputs.detach() if self.anchors is None else torch.cat((self.anchors, inputs.detach()))
+        self.anchors = new[:ANCHORS].clone()
 
     def _by_shots(self) -> bool:
         return self.readout == "shots" and self.anchors is not None
