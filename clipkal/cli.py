@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from clipkal.app import run
 from clipkal.config import conf_dir, explain, register
 from clipkal.config.arguments import folder_of, prepared
+from clipkal.config.once import once
 from clipkal.errors import ClipkalError
 from clipkal.recording import sweep
 
@@ -41,7 +42,8 @@ def main() -> None:
     try:
         register(folder_of(sys.argv[1:]))
         sys.argv[1:] = prepared(sys.argv[1:])
-        task()  # type: ignore[call-arg]
+        with once():
+            task()  # type: ignore[call-arg]
     except (ClipkalError, HydraException, OmegaConfBaseException) as error:
         fail(error)
 

@@ -4,7 +4,8 @@ They hold the trained model fixed. How far another draw of the *shots* moves a n
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -68,16 +69,27 @@ def bootstrap_intervals(
 def resampled_means(values: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
     """Means of values (N, k) over `resamples` draws of N rows with replacement, (resamples, k)."""
     images = len(values)
+    few = resamples * images <= CHUNK
+    parts = [_all_counts(images, resamples, seed)] if few else _counts(images, resamples, seed)
+    return torch.cat([torch.from_numpy(counts).double() @ values for counts in parts]) / images
+
+
+@lru_cache(maxsize=8)
+def _all_counts(images: int, resamples: int, seed: int) -> np.ndarray:
+    """The draws for a small set, kept for others of its size: they are the same for every set and every run."""
+    (counts,) = _counts(images, resamples, seed)
+    return counts.astype(np.int16)
+
+
+def _counts(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """How often each image is drawn, (draws, images), for `CHUNK` draws of an image at a time."""
     generator = np.random.default_rng(seed)
     step = max(1, CHUNK // images)
-    parts = []
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         drawn = generator.integers(0, images, (size, images))
         drawn += images * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images)
-        parts.append(torch.from_numpy(counts).double() @ values)
-    return torch.cat(parts) / images
+        yield np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images)
 
 
 def _table(found: Outcomes, bins: int) -> Tensor:

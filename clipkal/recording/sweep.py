@@ -22,6 +22,8 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from clipkal.config import once
+
 FOLDER = "CLIPKAL_SWEEP"  # in the environment of the workers
 STOP = "stop"
 
@@ -53,6 +55,7 @@ def job() -> Iterator[None]:
     if _launcher or FOLDER not in os.environ:
         yield
         return
+    once.keep()
     mark = Path(os.environ[FOLDER], str(os.getpid()))
 
     def stop(number: int, frame: FrameType | None) -> None:
