@@ -91,6 +91,7 @@ def main() -> None:
     }
     late = len(noted) // 2  # buffers grow over the first jobs
     grown = (noted[-1]["mib"] - noted[late]["mib"]) / (len(noted) - 1 - late)
+    print(f"{seconds(['-c', 'import torch'], Path.cwd(), 0):8.2f} s  import torch")
     print(
         f"{each['user']:8.3f} s  of the processor a job, {each['all']:.3f} s with the system's, over {counted} jobs"
     )

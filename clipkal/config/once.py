@@ -12,17 +12,19 @@ from dataclasses import astuple, replace
 from typing import Any
 
 from hydra._internal import config_loader_impl as hydra_loader
-from hydra._internal.config_repository import IConfigRepository
+from hydra._internal.config_repository import CachingConfigRepository, IConfigRepository
 from hydra._internal.defaults_list import DefaultsList, Overrides
 from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 MOST = 64
 """Merged configurations that are kept, 0.3 MB each."""
+SEARCHPATH = "hydra.searchpath"
 
 _list_of = hydra_loader.create_defaults_list
-_compose = hydra_loader.ConfigLoaderImpl._compose_config_from_defaults_list
+_Loader = hydra_loader.ConfigLoaderImpl
+_compose, _search = _Loader._compose_config_from_defaults_list, _Loader._process_config_searchpath
 
 
 @contextmanager
@@ -33,7 +35,8 @@ def once() -> Iterator[None]:
         yield
     finally:
         hydra_loader.create_defaults_list = _list_of
-        hydra_loader.ConfigLoaderImpl._compose_config_from_defaults_list = _compose  # type: ignore[method-assign]
+        _Loader._compose_config_from_defaults_list = _compose  # type: ignore[method-assign]
+        _Loader._process_config_searchpath = _search  # type: ignore[method-assign]
 
 
 def keep() -> None:
@@ -42,6 +45,7 @@ def keep() -> None:
         return
     lists: dict[Any, DefaultsList] = {}
     merged: dict[Any, DictConfig] = {}
+    silent: set[Any] = set()
 
     def list_of(
         repo: IConfigRepository, config_name: str | None, overrides_list: list[Override], **how: bool
@@ -58,8 +62,23 @@ def keep() -> None:
         key = (_sources(repo), *map(astuple, defaults))
         return copy.deepcopy(_kept(merged, key, lambda: _compose(loader, defaults, repo)))
 
+    def search(
+        loader: hydra_loader.ConfigLoaderImpl,
+        config_name: str | None,
+        parsed_overrides: list[Override],
+        repo: CachingConfigRepository,
+    ) -> None:
+        """Reads the main file only where it could ask for more places to search, which ours does not."""
+        asks = any(one.get_key_element() == SEARCHPATH for one in parsed_overrides)
+        if asks or _sources(repo) not in silent:
+            _search(loader, config_name, parsed_overrides, repo)
+            main = config_name and repo.load_config(config_name)
+            if not asks and main and OmegaConf.select(main.config, SEARCHPATH) is None:
+                silent.add(_sources(repo))
+
     hydra_loader.create_defaults_list = list_of  # type: ignore[assignment]
-    hydra_loader.ConfigLoaderImpl._compose_config_from_defaults_list = compose  # type: ignore[method-assign, assignment]
+    _Loader._compose_config_from_defaults_list = compose  # type: ignore[method-assign, assignment]
+    _Loader._process_config_searchpath = search  # type: ignore[method-assign, assignment]
 
 
 def _sources(repo: IConfigRepository) -> tuple[tuple[str, str], ...]:
