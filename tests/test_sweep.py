@@ -1,6 +1,7 @@
 """Sweeps: what jobs of one worker share, that sharing changes no number, and what is said at the end."""
 
 import json
+import os
 import sys
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from clipkal.backbones.memory import Memory, shared
 from clipkal.config import compose, conf_dir, register
 from clipkal.config.once import once
 from clipkal.data import drawing
+from clipkal.recording import sweep_summary
 
 QUICK = [
     "dataset=digits",
@@ -158,3 +160,59 @@ def test_a_job_of_a_sweep_has_the_results_of_a_run_alone_bit_for_bit(tmp_path, m
             one, two = load_file(tensors), load_file(other.parent / tensors.name)
             assert one.keys() == two.keys()
             assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+# -- the end of a sweep --
+
+
+def marked(folder, seed, accuracy, nll, **more):
+    path = folder / "digits" / "mini" / "kalman" / f"16shot-seed{seed}--optimizer.lr-0.1"
+    path.mkdir(parents=True)
+    figures = {"test/plugin/accuracy": 0.1, "test/novelty/accuracy": accuracy, "test/novelty/nll": nll}
+    content = {"schema_version": 1, "run_id": "0" * 16, "summary": figures | more, "files": {}}
+    (path / "finished.json").write_text(json.dumps(content))
+    return {"status": "done", "job": f"seed={seed}", "path": str(path), "out": str(folder), "reason": ""}
+
+
+def test_the_summary_has_means_over_seeds_and_ood_sets_of_the_reported_predictive(tmp_path):
+    ood = {f"{name}/novelty/accuracy": value for name, value in (("noisy", 0.4), ("neon", 0.6))}
+    ood |= {f"detection/{name}/msp/auroc": value for name, value in (("noisy", 0.7), ("neon", 0.9))}
+    noted = [marked(tmp_path, 1, 0.8, 1.0, **ood), marked(tmp_path, 2, 0.9, 2.0, **ood)]
+    noted += [{"status": "failed", "job": "seed=3", "path": None, "out": "", "reason": "no such file"}]
+    _, header, row, counts, *rest = sweep_summary.summary(noted)
+    assert header.split() == ["run", "seeds", "ID", "acc", "NLL", "ECE", "OOD", "acc", "NLL", "ECE", "AUROC"]
+    name = "digits/mini/kalman/16shot--optimizer.lr-0.1"
+    assert row.split() == [name, "2", "85.0%", "1.500", "–", "50.0%", "–", "–", "80.0%"]
+    assert counts.strip() == "3 jobs: 2 done, 1 failed"
+    assert rest[0].split() == ["failed:", "seed=3", "no", "such", "file"]
+    assert rest[-1] == f"next: clipkal-report {tmp_path}"
+
+
+def test_a_long_summary_is_cut_and_says_so():
+    failed = [
+        {"status": "failed", "job": f"seed={i}", "path": None, "out": "", "reason": "x"} for i in range(50)
+    ]
+    lines = list(sweep_summary.summary(failed))
+    assert sum("failed:" in line for line in lines) == sweep_summary.MOST
+    assert "  … and 10 more failures" in lines
+    assert not any("next" in line for line in lines), "nothing to report on"
+
+
+@pytest.mark.parametrize(
+    ("on_error", "counts"),
+    [("continue", "3 jobs: 2 done, 1 failed"), ("stop", "3 jobs: 1 done, 1 failed, 1 not begun")],
+)
+def test_after_a_failed_job_the_others_go_on_or_are_not_begun(
+    tmp_path, monkeypatch, capsys, on_error, counts
+):
+    words = ["fewshot.shots=2,9999,1", "method=zeroshot", "dataset.ood=[noisy]", f"sweep.on_error={on_error}"]
+    with pytest.raises(SystemExit) as caught:
+        command(monkeypatch, "-m", *QUICK[:2], *words, f"output_dir={tmp_path}")
+    out = capsys.readouterr().out
+    assert caught.value.code == 2
+    assert counts in out
+    assert "fewer than fewshot.shots=9999" in out.partition("  failed: ")[2]
+    assert out.strip().endswith(f"next: clipkal-report {tmp_path}")
+    assert len(list(tmp_path.rglob("finished.json"))) == int(counts[8])
+    assert not list(tmp_path.glob(".sweep-*"))
+    assert sweep_summary.NOTES not in os.environ

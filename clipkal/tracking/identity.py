@@ -25,6 +25,7 @@ EXCLUDED = (
     "data.verify",  # how closely the data are looked at
     "figures",  # whether a diagram is drawn
     "checkpoint_every",  # how often a run can be taken up again
+    "sweep",  # what becomes of other jobs
     "tracking",  # what is mirrored to W&B
     "wandb",
     "hydra",  # how the run was launched
