@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: test-python help install demo readme test coverage test-pythons test-newest test-versions test-slow test-gpu reference lint format pretrain bench-optim bench-readout bench-data bench-predict bench-start study clean
+.PHONY: test-python help install demo readme test coverage test-pythons test-newest test-versions test-slow test-gpu reference lint format pretrain bench-optim bench-readout bench-data bench-predict bench-start bench-sweep study clean
 .DEFAULT_GOAL := help
 
 help:  ## list what can be made
@@ -91,6 +91,9 @@ bench-predict: $(STAMP)  ## time predictions of a finished run against a bare op
 
 bench-start: $(STAMP)  ## processor time of whole processes: --help, a bad value, a finished run, the default run
 	@$(BIN)/python -m benchmarks.start
+
+bench-sweep: $(STAMP)  ## what a tiny job of a sweep costs: processor time, jobs a minute, memory, disk
+	@$(BIN)/python -m benchmarks.sweep
 
 study: $(STAMP)  ## every optimiser on every data set at hand, at equal search budget (about an hour; resumable)
 	@$(BIN)/python -m benchmarks.study

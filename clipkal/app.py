@@ -99,22 +99,26 @@ def few_shot_task(
     And the backbone, and by set the ids of images that could not be read.
     """
     from clipkal.backbones import featurise, pixelise, remembered_backbone
-    from clipkal.data.drawing import draw
+    from clipkal.backbones.memory import shared
+    from clipkal.data.drawing import draw, shared_dataset
     from clipkal.methods import learns_from_images
+    from clipkal.recording.recorder import in_multirun
 
-    task = draw(cfg)
+    several = in_multirun()
+    task = draw(cfg, shared_dataset(cfg) if several else None)
     on_images = learns_from_images(cfg)
     prepare_task = pixelise if on_images else featurise
     cache = False if on_images else cfg.data.cache  # what learns from images needs the towers at once
-    backbone = remembered_backbone(cfg.backbone, cfg.device, cache)
-    seen, skipped = prepare_task(
-        backbone,
-        task,
-        cache_dir=cfg.data.cache,
-        workers=cfg.data.workers,
-        progress=cfg.data.progress,
-        on_bad_image=cfg.data.on_bad_image,
-    )
+    with shared(several and not cfg.data.verify):
+        backbone = remembered_backbone(cfg.backbone, cfg.device, cache)
+        seen, skipped = prepare_task(
+            backbone,
+            task,
+            cache_dir=cfg.data.cache,
+            workers=cfg.data.workers,
+            progress=cfg.data.progress,
+            on_bad_image=cfg.data.on_bad_image,
+        )
     return seen.with_images(task), backbone, skipped
 
 

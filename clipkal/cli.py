@@ -9,27 +9,46 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from clipkal.app import run
+from clipkal.app import path_of, run
 from clipkal.config import conf_dir, explain, register
 from clipkal.config.arguments import folder_of, prepared
+from clipkal.config.once import once
 from clipkal.errors import ClipkalError
-from clipkal.recording import sweep
+from clipkal.recording import sweep, sweep_summary
 
 log = logging.getLogger("clipkal")
 
 
 def _task(cfg: DictConfig) -> float | None:
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return _job(cfg)
+    try:
+        return run(cfg)
+    except (ClipkalError, OmegaConfBaseException) as error:
+        fail(error)
+
+
+def _job(cfg: DictConfig) -> float | None:
+    """A run of a sweep: notes how it ended. Where it fails the others go on, and Hydra raises its error after them."""
+    name = " ".join(HydraConfig.get().overrides.task)
     try:
         with sweep.job():
-            return run(cfg)
-    except (ClipkalError, OmegaConfBaseException) as error:
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
-            fail(error)
-        log.error("%s", error)  # the other jobs of the sweep go on; Hydra names this one at the end
+            value = run(cfg)
+    except sweep.NotBegun:
+        sweep_summary.note("left out", name)
         raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, ClipkalError) else f"{type(error).__name__}: {error}"
+        sweep_summary.note("failed", name, reason=" ".join(reason.split()))
+        log.error("%s", error)
+        if OmegaConf.select(cfg, "sweep.on_error") == "stop":
+            sweep.stop_after_this()
+        raise
+    sweep_summary.note("done", name, path_of(cfg), cfg.output_dir)
+    return value
 
 
 def main() -> None:
@@ -41,9 +60,13 @@ def main() -> None:
     try:
         register(folder_of(sys.argv[1:]))
         sys.argv[1:] = prepared(sys.argv[1:])
-        task()  # type: ignore[call-arg]
+        with once():
+            task()  # type: ignore[call-arg]
     except (ClipkalError, HydraException, OmegaConfBaseException) as error:
+        sweep_summary.finish()
         fail(error)
+    finally:
+        sweep_summary.finish()
 
 
 def fail(error: BaseException) -> NoReturn:

@@ -14,14 +14,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import Timeout
-from torch import Tensor, uint8
+from torch import uint8
 
 from clipkal import files
+from clipkal.backbones.memory import Entry, worker_memory
 
 log = logging.getLogger(__name__)
 FORMAT = "1"  # raise when the meaning of an entry changes
 CacheDir = str | Path | bool | None
-Entry = dict[str, Tensor]
 Header = dict[str, str]
 _given_up: set[Path] = set()  # folders that the user has been told of
 
@@ -59,8 +59,23 @@ def load_or_compute(
         cache_dir: see `directory`.
         header: what defines the entry; "kind" begins the file's name.
         compute: makes the entry; its exceptions pass through and nothing is stored.
-        accept: whether an entry found on disk will do.
+        accept: whether an entry that is found will do.
+
+    Jobs of a sweep share entries in the memory of their worker, see `clipkal.backbones.memory`.
     """
+    memory, key = worker_memory(), json.dumps(header, sort_keys=True)
+    known = memory.get(key) if memory else None
+    if known is not None and accept(known):
+        return known
+    entry = _stored_or_computed(cache_dir, header, compute, accept)
+    if memory:
+        memory.put(key, entry)
+    return entry
+
+
+def _stored_or_computed(
+    cache_dir: CacheDir, header: Header, compute: Callable[[], Entry], accept: Callable[[Entry], bool]
+) -> Entry:
     folder = directory(cache_dir)
     if folder is None:
         return compute()

@@ -9,7 +9,7 @@ it is built at once.
 
 import json
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from clipkal import files
 from clipkal.backbones.cache import CacheDir, Header, directory, load_or_compute
+from clipkal.backbones.memory import worker_memory
 from clipkal.backbones.openclip import Backbone, _device, load_backbone
 from clipkal.backbones.sources import CONFIG_FILE, MINI_FOLDER
 
@@ -42,8 +43,8 @@ def remembered_backbone(
     key = files.digest(
         json.dumps({word: _plain(getattr(cfg, word, None)) for word in WORDS}),
         json.dumps([metadata.version(name) for name in LIBRARIES]),
-        *(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))),
-        *(f"{path.name} {files.sha256(path)}" for path in found),
+        *_code(),
+        *(f"{path.name} {_contents(path)}" for path in found),
     )
     header = {"kind": "backbone", "key": key}
     entry = load_or_compute(cache_dir, header, compute=lambda: {"facts": _packed(build())})
@@ -80,6 +81,22 @@ class _Tokens:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._build().tokenizer, name)
+
+
+@cache
+def _code() -> tuple[bytes, ...]:
+    return tuple(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+
+
+def _contents(path: Path) -> str:
+    """The sha256 of a file; jobs of a sweep that share a worker read it again only if its size or time of change differs."""
+    read = _sha256 if worker_memory() else _sha256.__wrapped__
+    return read(path, *files.stamps(path.parent, [path.name]))
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, stamp: str | None) -> str:
+    return files.sha256(path)
 
 
 def _files(cfg: Any) -> list[Path]:

@@ -253,6 +253,14 @@ class TrackingConfig:
 
 @node
 @dataclass
+class SweepConfig:
+    """What concerns several runs at once (-m)."""
+
+    on_error: Literal["continue", "stop"] = "continue"  # after a job that failed, begin the others or not
+
+
+@node
+@dataclass
 class Config:
     """One run."""
 
@@ -273,3 +281,4 @@ class Config:
     # the run's figures; auto: of single runs, since clipkal-report draws those of a multirun
     figures: bool | Literal["auto"] = "auto"
     checkpoint_every: Annotated[Finite, Field(ge=0)] = 30.0  # seconds between training checkpoints
+    sweep: SweepConfig = field(default_factory=SweepConfig)

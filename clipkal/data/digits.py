@@ -48,6 +48,7 @@ def scans() -> tuple[Tensor, list[int]]:
     return ((ink - 0.15) / 0.6).clamp(0, 1), data.target.tolist()
 
 
+@cache
 def split_rows(split: str) -> list[int]:
     """Numbers of the scans of a split, class after class."""
     _, labels = scans()

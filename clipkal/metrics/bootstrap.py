@@ -4,7 +4,8 @@ They hold the trained model fixed. How far another draw of the *shots* moves a n
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ RESAMPLES = 1000
 LEVEL = 0.95
 CHUNK = 2**22
 """Image draws made at a time."""
+KEPT = CHUNK // 4
+"""Image draws of small sets that are kept, 8 MB for each size of a set."""
 
 Interval = tuple[float | None, float | None]
 
@@ -68,16 +71,26 @@ def bootstrap_intervals(
 def resampled_means(values: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
     """Means of values (N, k) over `resamples` draws of N rows with replacement, (resamples, k)."""
     images = len(values)
+    parts = (_kept_counts if resamples * images <= KEPT else _counts)(images, resamples, seed)
+    return torch.cat([counts @ values for counts in parts]) / images
+
+
+@lru_cache(maxsize=4)
+def _kept_counts(images: int, resamples: int, seed: int) -> list[Tensor]:
+    """The draws for a small set, kept for others of its size: they are the same for every set and every run."""
+    return list(_counts(images, resamples, seed))
+
+
+def _counts(images: int, resamples: int, seed: int) -> Iterator[Tensor]:
+    """How often each image is drawn, (draws, images), for `CHUNK` draws of an image at a time."""
     generator = np.random.default_rng(seed)
     step = max(1, CHUNK // images)
-    parts = []
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         drawn = generator.integers(0, images, (size, images))
         drawn += images * np.arange(size)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=size * images).reshape(size, images)
-        parts.append(torch.from_numpy(counts).double() @ values)
-    return torch.cat(parts) / images
+        yield torch.from_numpy(counts).double()
 
 
 def _table(found: Outcomes, bins: int) -> Tensor:
@@ -91,13 +104,12 @@ def _table(found: Outcomes, bins: int) -> Tensor:
 
 
 def _intervals(means: Tensor, own: Tensor, level: float) -> dict[str, Interval]:
-    def percentiles(values: Tensor) -> Interval:
-        ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-        low, high = values.quantile(ends).tolist()
-        return (None, None) if math.isnan(low) else (low, high)
-
+    values = torch.stack([means[:, 0], means[:, 1], means[:, 2:].abs().sum(1)])
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    accuracy, nll, (low, high) = values.quantile(ends, 1).T.tolist()
     ece = own[2:].abs().sum().item()
-    low, high = percentiles(means[:, 2:].abs().sum(1))
-    assert low is not None and high is not None
-    reflected = (max(0.0, 2 * ece - high), max(0.0, 2 * ece - low))
-    return {"accuracy": percentiles(means[:, 0]), "nll": percentiles(means[:, 1]), "ece": reflected}
+    return {
+        "accuracy": tuple(accuracy),
+        "nll": (None, None) if math.isnan(nll[0]) else tuple(nll),
+        "ece": (max(0.0, 2 * ece - high), max(0.0, 2 * ece - low)),
+    }

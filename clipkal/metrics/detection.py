@@ -6,6 +6,7 @@ prediction only; `clipkal.metrics.distance` has those that look at where the ima
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +41,32 @@ def energy(logits: Any) -> Tensor:
 
 def separation(low: Any, high: Any) -> dict[str, float]:
     """{auroc, aupr, fpr95} of telling the images with scores `high` (to be found) from those with scores `low`."""
-    return {"auroc": auroc(low, high), "aupr": aupr(low, high), "fpr95": fpr95(low, high)}
+    ranked = _Ranked(low, high)
+    return {"auroc": ranked.auroc(), "aupr": ranked.aupr(), "fpr95": ranked.fpr95()}
+
+
+class _Ranked:
+    """Both kinds of scores, sorted once. NumPy, since a run makes two hundred of these, and torch takes three times as long."""
+
+    def __init__(self, id_scores: Any, ood_scores: Any) -> None:
+        low, high = checked_scores(id_scores, "ID scores"), checked_scores(ood_scores, "OOD scores")
+        self.low, self.high = np.sort(low.numpy()), np.sort(high.numpy())
+
+    def auroc(self) -> float:
+        counted = (np.searchsorted(self.low, self.high, side=side).sum() for side in ("left", "right"))
+        return int(sum(counted)) / (2 * len(self.low) * len(self.high))
+
+    def aupr(self) -> float:
+        levels = np.unique(np.concatenate([self.low, self.high]))[::-1]
+        missed, below = (np.searchsorted(scores, levels) for scores in (self.high, self.low))
+        found = len(self.high) - missed  # at this level or above
+        precision = found / (found + len(self.low) - below)
+        gained = np.diff(found, prepend=0)
+        return torch.from_numpy(precision * gained / len(self.high)).sum().item()
+
+    def fpr95(self) -> float:
+        accepted = -(-len(self.low) * 95 // 100)  # ⌈0.95 N⌉, in integers
+        return float(np.searchsorted(self.high, self.low[accepted - 1], side="right") / len(self.high))
 
 
 def auroc(id_scores: Any, ood_scores: Any) -> float:
@@ -53,10 +79,7 @@ def auroc(id_scores: Any, ood_scores: Any) -> float:
     Raises:
         ValueError: either set is empty or has a score that is not finite.
     """
-    low, high = checked_scores(id_scores, "ID scores"), checked_scores(ood_scores, "OOD scores")
-    ordered = low.sort().values
-    below, not_above = (int(torch.searchsorted(ordered, high, right=side).sum()) for side in (False, True))
-    return (below + not_above) / (2 * len(low) * len(high))
+    return _Ranked(id_scores, ood_scores).auroc()
 
 
 def aupr(id_scores: Any, ood_scores: Any) -> float:
@@ -69,11 +92,7 @@ def aupr(id_scores: Any, ood_scores: Any) -> float:
     Raises:
         ValueError: either set is empty or has a score that is not finite.
     """
-    low, high = checked_scores(id_scores, "ID scores"), checked_scores(ood_scores, "OOD scores")
-    levels, group = torch.unique(-torch.cat([high, low]), return_inverse=True)
-    found, all_ = (torch.bincount(part, minlength=len(levels)) for part in (group[: len(high)], group))
-    precision = found.cumsum(0).double() / all_.cumsum(0)
-    return (precision * found / len(high)).sum().item()
+    return _Ranked(id_scores, ood_scores).aupr()
 
 
 def fpr95(id_scores: Any, ood_scores: Any) -> float:
@@ -87,7 +106,4 @@ def fpr95(id_scores: Any, ood_scores: Any) -> float:
     Raises:
         ValueError: either set is empty or has a score that is not finite.
     """
-    low, high = checked_scores(id_scores, "ID scores"), checked_scores(ood_scores, "OOD scores")
-    accepted = -(-len(low) * 95 // 100)  # ⌈0.95 N⌉, in integers
-    threshold = low.sort().values[accepted - 1]
-    return (high <= threshold).double().mean().item()
+    return _Ranked(id_scores, ood_scores).fpr95()

@@ -22,15 +22,24 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
+from clipkal.config import once
+from clipkal.errors import ClipkalError
+
 FOLDER = "CLIPKAL_SWEEP"  # in the environment of the workers
-STOP = "stop"
+STOP = "stop"  # a file there: the sweep is to end, and no job begins
+FAILED = "failed"  # the same, but the workers live on until the jobs that run have ended
+
+
+class NotBegun(ClipkalError):
+    """A job that was left out, since another failed and `sweep.on_error=stop`."""
 
 
 class StopWorkers(Callback):
     """In the launcher: SIGTERM and Ctrl+C end the running jobs, then the sweep; a second one ends all at once."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        global _launcher
+        global _launcher, _failed
+        _failed = False
         if "joblib" not in config.hydra.launcher._target_.lower():
             return  # others run their jobs here, or have signals of their own
         folder = tempfile.mkdtemp(prefix="clipkal-sweep-")
@@ -49,10 +58,13 @@ class ForgetConfigs(Callback):
 
 @contextmanager
 def job() -> Iterator[None]:
-    """Around one job: in a worker of a sweep it can be stopped, and is not begun where the sweep is to end."""
+    """Around one job: in a worker of a sweep it can be stopped, and is not begun where the sweep is to end (NotBegun)."""
+    if _failed or (FOLDER in os.environ and Path(os.environ[FOLDER], FAILED).exists()):
+        raise NotBegun("not begun: another job failed, and sweep.on_error=stop")
     if _launcher or FOLDER not in os.environ:
         yield
         return
+    once.keep()
     mark = Path(os.environ[FOLDER], str(os.getpid()))
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -72,6 +84,15 @@ def job() -> Iterator[None]:
         mark.unlink(missing_ok=True)
 
 
+def stop_after_this() -> None:
+    """After a job that failed: no other begins, in this process or in other workers."""
+    global _failed
+    _failed = True
+    if FOLDER in os.environ:
+        Path(os.environ[FOLDER], FAILED).touch()
+
+
+_failed = False
 _launcher = False  # whether this process is that of `StopWorkers`
 
 

@@ -263,8 +263,9 @@ class RunDirectory:
         from pyarrow import parquet
 
         path = self.path / "predictions.parquet"
+        words = [one.name for one in table.schema if "string" in str(one.type)]  # numbers hardly repeat
         with writing(path), files.atomic_path(path) as temporary:
-            parquet.write_table(table, temporary, compression="zstd")
+            parquet.write_table(table, temporary, compression="zstd", use_dictionary=words)
         return path
 
     def save_tensors(self, name: str, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Any]) -> Path:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ EXCLUDED = (
     "data.verify",  # how closely the data are looked at
     "figures",  # whether a diagram is drawn
     "checkpoint_every",  # how often a run can be taken up again
+    "sweep",  # what becomes of other jobs
     "tracking",  # what is mirrored to W&B
     "wandb",
     "hydra",  # how the run was launched
@@ -148,7 +150,7 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions(),
-        "git": git_state(Path.cwd()),
+        "git": _git_at_start(Path.cwd()),
         "cpu": _cpu_name(),
         **_torch_state(),
     }
@@ -159,6 +161,7 @@ def versions() -> dict[str, str | None]:
     return {name: _version(name) for name in PACKAGES}
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
@@ -175,6 +178,10 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     return {"commit": commit, "dirty": None if changed is None else bool(changed)}
 
 
+_git_at_start = cache(git_state)
+"""The code that this process runs; jobs of a sweep share one process."""
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(folder), *arguments]
     quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
@@ -185,6 +192,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+@cache
 def _cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -11,6 +11,7 @@ the data a finished run stays finished.
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,8 @@ class Inputs:
             return None
         size = sum(int(stamp.partition(":")[0]) for stamp in stamps)
         few = anyway or self.verify or len(names) == 1 or (size <= SMALL and len(names) <= SAMPLE)
-        known = _digest(names, files.stamps(folder, names, contents=True)) if contents and few else None
+        read = _contents.__wrapped__ if anyway or self.verify else _contents
+        known = read(folder, tuple(names), tuple(stamps)) if contents and few else None
         return Look(len(names), size, _digest(names, stamps), known)
 
     def _listed(self, folder: Path) -> list[str]:
@@ -140,6 +142,12 @@ def _present(stamps: Iterable[str | None]) -> list[str]:
 
 def _digest(names: Iterable[str], stamps: Iterable[str | None]) -> str:
     return files.digest("\n".join(names), "\n".join(map(str, stamps)))
+
+
+@lru_cache(maxsize=64)
+def _contents(folder: Path, names: tuple[str, ...], stamps: tuple[str, ...]) -> str:
+    """The digest of files' contents, for other jobs of this process too as long as all stamps are the same."""
+    return _digest(names, files.stamps(folder, names, contents=True))
 
 
 def _node(path: str) -> tuple[int, int] | None:

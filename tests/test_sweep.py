@@ -1,0 +1,218 @@
+"""Sweeps: what jobs of one worker share, that sharing changes no number, and what is said at the end."""
+
+import json
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hydra import initialize_config_dir
+from hydra._internal import config_loader_impl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from safetensors.torch import load_file
+
+from clipkal import cli
+from clipkal.app import run
+from clipkal.backbones.cache import load_or_compute
+from clipkal.backbones.memory import Memory, shared
+from clipkal.config import compose, conf_dir, register
+from clipkal.config.once import once
+from clipkal.data import drawing
+from clipkal.recording import sweep_summary
+
+QUICK = [
+    "dataset=digits",
+    "tracking=disabled",
+    "fewshot.shots=2",
+    "predictive.samples=8",
+    "data.progress=false",
+]
+CHOICES = [
+    ["method=kalman", "seed=1"],
+    ["method=kalman_online", "seed=2", "optimizer.epochs=3"],
+    ["method=adamw", "optimizer.lr_grid=[0.1,0.2]"],
+    ["method=adamw", "adapter=lora", "tracking=offline"],
+    ["dataset=digits", "dataset.ood=[noisy]", "+hydra.job.env_set.A=b"],
+]  # fmt: skip
+
+
+def command(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["clipkal", *words])
+    cli.main()
+
+
+def without(value, *names):
+    if isinstance(value, dict):
+        return {key: without(one, *names) for key, one in value.items() if key not in names}
+    return [without(one, *names) for one in value] if isinstance(value, list) else value
+
+
+# -- what is composed once --
+
+
+@pytest.fixture
+def loaded():
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        yield lambda words: loader.load_configuration("config", list(words), RunMode.RUN)
+
+
+def test_what_is_composed_once_is_what_hydra_composes(loaded, monkeypatch):
+    plain = [OmegaConf.to_yaml(loaded(words)) for words in CHOICES]
+    read = []
+    make = config_loader_impl.ConfigLoaderImpl._load_single_config
+    count = lambda self, default, repo: read.append(default) or make(self, default, repo)
+    monkeypatch.setattr(config_loader_impl.ConfigLoaderImpl, "_load_single_config", count)
+    with once():
+        assert [OmegaConf.to_yaml(loaded(words)) for words in CHOICES] == plain
+        read.clear()
+        changed = loaded(CHOICES[0])
+        changed.seed = 99
+        assert [OmegaConf.to_yaml(loaded(words)) for words in CHOICES] == plain, (
+            "a job got the copy of another"
+        )
+        assert not read
+        with pytest.raises(HydraException, match="kalmen"):
+            loaded(["method=kalmen"])
+        with pytest.raises(HydraException, match="Could not override"):
+            loaded(["sead=2"])
+    loaded(CHOICES[0])
+    assert read, "outside of the block files are read again"
+
+
+# -- what is loaded once --
+
+
+def test_memory_keeps_what_was_used_last_within_its_bytes():
+    memory, entry = Memory(most=100), lambda bytes_: {"x": torch.zeros(bytes_, dtype=torch.uint8)}
+    memory.put("a", entry(40))
+    memory.put("b", entry(40))
+    assert memory.get("a") is not None  # now b is the oldest
+    memory.put("c", entry(40))
+    assert [name for name in "abc" if memory.get(name)] == ["a", "c"]
+    memory.put("c", entry(60))  # in its own place
+    assert [name for name in "abc" if memory.get(name)] == ["a", "c"]
+    memory.put("d", entry(101))
+    assert not any(map(memory.get, "abcd"))
+
+
+def test_entries_are_shared_within_the_block_only_and_never_with_another_header(tmp_path):
+    made = []
+    ask = lambda cache_dir, name: load_or_compute(
+        cache_dir, {"kind": "test", "name": name}, lambda: made.append(name) or {"x": torch.ones(2)}
+    )
+    with shared():
+        first = ask(False, "share me")
+        assert ask(False, "share me") is first
+        ask(False, "share me not")
+        assert made == ["share me", "share me not"]
+        assert ask(tmp_path, "share me") is first
+    assert ask(False, "share me") is not first
+
+
+def test_a_loaded_dataset_is_shared_until_its_settings_or_its_file_change(tmp_path, monkeypatch):
+    loads = []
+    give = lambda cfg, root: loads.append(cfg.source) or SimpleNamespace()
+    monkeypatch.setattr(drawing, "load_dataset", give)
+    monkeypatch.setattr(drawing, "_last", None)
+    digits, noisy = compose(["dataset=digits"]), compose(["dataset=digits", "dataset.ood=[noisy]"])
+    first = drawing.shared_dataset(digits)
+    assert drawing.shared_dataset(compose(["dataset=digits", "seed=2", "method=adamw"])) is first
+    assert drawing.shared_dataset(noisy) is not first
+    path = tmp_path / "f.npz"
+    path.write_bytes(b"one")
+    of_file = compose(["dataset=features", f"dataset.path={path}", "backbone=precomputed"])
+    first = drawing.shared_dataset(of_file)
+    assert drawing.shared_dataset(of_file) is first
+    path.write_bytes(b"other")
+    assert drawing.shared_dataset(of_file) is not first
+    for words in (["dataset=digits", "data.verify=true"], ["dataset=folder", f"dataset.path={tmp_path}"]):
+        assert drawing.shared_dataset(compose(words)) is not drawing.shared_dataset(compose(words))
+    assert len(loads) == 8
+
+
+# -- the same results --
+
+
+def test_a_job_of_a_sweep_has_the_results_of_a_run_alone_bit_for_bit(tmp_path, monkeypatch):
+    here = [*QUICK, "dataset.ood=[noisy]"]
+    command(
+        monkeypatch, "-m", *here, "seed=1,2", "method=kalman,zeroshot", f"output_dir={tmp_path / 'sweep'}"
+    )
+    alone = [["seed=2", "method=zeroshot"], ["seed=2", "method=kalman"]]
+    for words in alone:
+        run(compose([*here, *words, f"output_dir={tmp_path / 'alone'}"]))
+    found = sorted((tmp_path / "alone").rglob("results.json"))
+    assert len(found) == len(alone)
+    for path in found:
+        (other,) = (tmp_path / "sweep").glob(f"*/*/{path.parent.parent.name}/2shot-seed2*/results.json")
+        mine, theirs = (without(json.loads(p.read_text()), "seconds", "overrides") for p in (path, other))
+        assert mine == theirs
+        assert (path.parent / "predictions.parquet").read_bytes() == (
+            other.parent / "predictions.parquet"
+        ).read_bytes()
+        for tensors in path.parent.glob("*.safetensors"):
+            one, two = load_file(tensors), load_file(other.parent / tensors.name)
+            assert one.keys() == two.keys()
+            assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+# -- the end of a sweep --
+
+
+def marked(folder, seed, accuracy, nll, **more):
+    path = folder / "digits" / "mini" / "kalman" / f"16shot-seed{seed}--optimizer.lr-0.1"
+    path.mkdir(parents=True)
+    figures = {"test/plugin/accuracy": 0.1, "test/novelty/accuracy": accuracy, "test/novelty/nll": nll}
+    content = {"schema_version": 1, "run_id": "0" * 16, "summary": figures | more, "files": {}}
+    (path / "finished.json").write_text(json.dumps(content))
+    return {"status": "done", "job": f"seed={seed}", "path": str(path), "out": str(folder), "reason": ""}
+
+
+def test_the_summary_has_means_over_seeds_and_ood_sets_of_the_reported_predictive(tmp_path):
+    ood = {f"{name}/novelty/accuracy": value for name, value in (("noisy", 0.4), ("neon", 0.6))}
+    ood |= {f"detection/{name}/msp/auroc": value for name, value in (("noisy", 0.7), ("neon", 0.9))}
+    noted = [marked(tmp_path, 1, 0.8, 1.0, **ood), marked(tmp_path, 2, 0.9, 2.0, **ood)]
+    noted += [{"status": "failed", "job": "seed=3", "path": None, "out": "", "reason": "no such file"}]
+    _, header, row, counts, *rest = sweep_summary.summary(noted)
+    assert header.split() == ["run", "seeds", "ID", "acc", "NLL", "ECE", "OOD", "acc", "NLL", "ECE", "AUROC"]
+    name = "digits/mini/kalman/16shot--optimizer.lr-0.1"
+    assert row.split() == [name, "2", "85.0%", "1.500", "–", "50.0%", "–", "–", "80.0%"]
+    assert counts.strip() == "3 jobs: 2 done, 1 failed"
+    assert rest[0].split() == ["failed:", "seed=3", "no", "such", "file"]
+    assert rest[-1] == f"next: clipkal-report {tmp_path}"
+
+
+def test_a_long_summary_is_cut_and_says_so():
+    failed = [
+        {"status": "failed", "job": f"seed={i}", "path": None, "out": "", "reason": "x"} for i in range(50)
+    ]
+    lines = list(sweep_summary.summary(failed))
+    assert sum("failed:" in line for line in lines) == sweep_summary.MOST
+    assert "  … and 10 more failures" in lines
+    assert not any("next" in line for line in lines), "nothing to report on"
+
+
+@pytest.mark.parametrize(
+    ("on_error", "counts"),
+    [("continue", "3 jobs: 2 done, 1 failed"), ("stop", "3 jobs: 1 done, 1 failed, 1 not begun")],
+)
+def test_after_a_failed_job_the_others_go_on_or_are_not_begun(
+    tmp_path, monkeypatch, capsys, on_error, counts
+):
+    words = ["fewshot.shots=2,9999,1", "method=zeroshot", "dataset.ood=[noisy]", f"sweep.on_error={on_error}"]
+    with pytest.raises(SystemExit) as caught:
+        command(monkeypatch, "-m", *QUICK[:2], *words, f"output_dir={tmp_path}")
+    out = capsys.readouterr().out
+    assert caught.value.code == 2
+    assert counts in out
+    assert "fewer than fewshot.shots=9999" in out.partition("  failed: ")[2]
+    assert out.strip().endswith(f"next: clipkal-report {tmp_path}")
+    assert len(list(tmp_path.rglob("finished.json"))) == int(counts[8])
+    assert not list(tmp_path.glob(".sweep-*"))
+    assert sweep_summary.NOTES not in os.environ
