@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 import hydra
@@ -13,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from clipkal.app import path_of, run
-from clipkal.config import conf_dir, explain, register
-from clipkal.config.arguments import folder_of, prepared
+from clipkal.config import conf_dir, explain, help, register
+from clipkal.config.arguments import asked_for_help, folder_of, prepared, settings_shown
 from clipkal.config.once import once
 from clipkal.errors import ClipkalError
 from clipkal.recording import sweep, sweep_summary
@@ -59,14 +60,30 @@ def main() -> None:
     task: TaskFunction = hydra.main(config_path=conf_dir(), config_name="config", version_base="1.3")(_task)
     try:
         register(folder_of(sys.argv[1:]))
+        if (words := asked_for_help(sys.argv[1:])) is not None:
+            return print(_help(words))
         sys.argv[1:] = prepared(sys.argv[1:])
+        if settings := settings_shown(sys.argv[1:]):
+            print(help.experiment_text(settings, _folders()))
         with once():
             task()  # type: ignore[call-arg]
     except (ClipkalError, HydraException, OmegaConfBaseException) as error:
         sweep_summary.finish()
         fail(error)
+    except BrokenPipeError:  # whoever read along, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     finally:
         sweep_summary.finish()
+
+
+def _help(words: list[str]) -> str:
+    return "\n\n".join(help.about(word, _folders()) for word in words) if words else help.overview()
+
+
+def _folders() -> list[Path]:
+    """The user's own folder of options, if there is one."""
+    return [Path(folder)] if (folder := folder_of(sys.argv[1:])) else []
 
 
 def fail(error: BaseException) -> NoReturn:

@@ -20,7 +20,8 @@ VERBOSE = (
 )
 GROUPS = ("adapter", "backbone", "dataset", "method", "optimizer", "predictive", "tracking")
 OPEN = ("hydra", "dataset.columns.", "dataset.splits.", "dataset.shifts.")  # what may be taken out with ~
-ALREADY = ("hydra.mode=MULTIRUN",)
+ALREADY = ("hydra.mode=MULTIRUN", "+experiment=")
+"""How settings that ask for several runs begin: an experiment says itself whether it is a sweep."""
 
 
 def prepared(arguments: Sequence[str]) -> list[str]:
@@ -44,10 +45,23 @@ def prepared(arguments: Sequence[str]) -> list[str]:
         raise ConfigError(f"{' and '.join(both)} exclude each other; type one of them")
     if found.resolve and not (found.cfg or found.help):
         raise ConfigError("--resolve belongs to --cfg job; type both")
-    many = found.multirun or any(word in settings for word in ALREADY)
+    many = found.multirun or any(word.startswith(ALREADY) for word in settings)
     for word in settings:
         _check(word, many)
     return [*flags, *map(renamed, settings), *([VERBOSE] if found.verbose else [])]
+
+
+def asked_for_help(arguments: Sequence[str]) -> list[str] | None:
+    """The words behind --help, none for all there is; None where help is not asked for."""
+    found, _ = get_args_parser().parse_known_args(list(arguments))
+    return [renamed(word) for word in found.overrides] if found.help else None
+
+
+def settings_shown(arguments: Sequence[str]) -> list[str]:
+    """The settings of a configuration that is to be shown, --cfg job, where an experiment is one of them."""
+    found, _ = get_args_parser().parse_known_args(list(arguments))
+    asked = found.cfg == "job" and any(word.startswith("+experiment=") for word in found.overrides)
+    return list(found.overrides) if asked else []
 
 
 def folder_of(arguments: Sequence[str]) -> str | None:

@@ -4,9 +4,11 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import get_type_hints
 
 from clipkal.config import schema
+from clipkal.config.compose import conf_dir
 from clipkal.config.old_words import KEYS
 from clipkal.config.options import KINDS, OPTIONS
 
@@ -14,7 +16,7 @@ _UNKNOWN_KEY = re.compile(
     r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in '?(?:struct|\w+)'?", re.I
 )
 _FULL_KEY = re.compile(r"full_key: (\S+)")
-_UNKNOWN_OPTION = re.compile(r"Could not find '([^']+)/([^'/]+)'")
+_UNKNOWN_OPTION = re.compile(r"Could not (?:find|load) '([^']+)/([^'/]+)'")
 _UNKNOWN_GROUP = re.compile(r"Could not override '([^']+)'\.\s*No match in the defaults list")
 _OPTIONS = re.compile(r"Available options in '[^']+':\s*(.*)", re.S)
 _BAD_VALUE = re.compile(r"Error merging override (\S+)\n(.+)", re.S)
@@ -36,6 +38,7 @@ PART = (
     "{}: the parts of a filter are chosen as optimizer=kalman_filter optimizer/covariance=lowrank, and their settings "
     "as optimizer.covariance.rank=8"
 )
+_SEVERAL = re.compile(r"Ambiguous value for argument '([^']+)'")
 _MISSING = re.compile(r"Missing mandatory value: (\S+)")
 
 
@@ -45,12 +48,18 @@ def explain(message: str) -> str:
         group, name = choice.groups()
         if plugin := _PLUGINS.get(f"{group}/{name}"):
             return f"{group}={name} needs a package of its own: pip install {plugin}"
-        known = _options(message)
+        known = _options(message) or sorted(path.stem for path in Path(conf_dir(), group).glob("*.yaml"))
         return f"unknown {group} '{name}'{_hint(name, known)}; {group} can be: {', '.join(known)}"
     if (group_match := _UNKNOWN_GROUP.search(message)) and group_match[1].replace("/", ".") in KINDS:
         return PART.format(group_match[1])
+    if group_match and group_match[1] == "experiment":
+        return (
+            "an experiment is added with a plus: type +experiment=NAME; clipkal --help experiment lists them"
+        )
     if group_match:
         return f"unknown setting '{group_match[1]}'{_hint(group_match[1], known_keys())}"
+    if several := _SEVERAL.search(message):
+        return f"{several[1]} asks for several runs: add -m"
     if missing := _MISSING.search(message):
         return f"{missing[1]} must be given: type {missing[1]}=…"
     if key := _UNKNOWN_KEY.search(message):
@@ -76,9 +85,6 @@ def no_such_setting(name: str, kind: type | None) -> str:
     """The line for a dotted key that is not in the schema class `kind` where it was looked for (None: unknown)."""
     prefix, _, last = name.rpartition(".")
     own = [one.name for one in fields(kind)] if is_dataclass(kind) else []
-    if name == "experiment":
-        first = "with # @package _global_ as its first line"
-        return f"+experiment=NAME needs a file experiment/NAME.yaml, {first}, in conf/ or --config-dir"
     if name in KINDS:
         return PART.format(name)
     if new := KEYS.get(name):

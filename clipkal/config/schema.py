@@ -101,13 +101,14 @@ class ShiftConfig:
 class DatasetConfig:
     """Where images and their names come from (conf/dataset/)."""
 
-    name: str = MISSING
-    source: Source = MISSING
+    name: str = MISSING  # names the run; without a path, also its folder below data.root
+    source: Source = MISSING  # what kind of files, and who reads them (docs/datasets.md)
     path: str | None = None  # folder or file; relative to data.root
     id_domain: str | None = None  # the in-distribution domain; null = the first
     # domains, shifts by name, name:path, corruptions (gaussian_noise@3); null = every other domain
     ood: list[str] | None = None
     shifts: dict[str, ShiftConfig] = field(default_factory=dict)  # OOD sets from elsewhere that ood can name
+    # the sentences of a class, {} its name; their text features are averaged
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
     class_names: Any = None  # mapping folder -> name, list of names, a file of them, or null = as found
     split_sha256: Sha256 | None = None  # coop: checksum of the split file; null = not checked
@@ -134,7 +135,7 @@ class DataConfig:
     # tell a changed image by its contents (reads every file), not by size and time of change
     verify: bool = False
     cache: str | None = None  # feature cache; null = $CLIPKAL_CACHE or ~/.cache/clipkal
-    progress: bool = True
+    progress: bool = True  # bars on long work
 
 
 @node
@@ -142,13 +143,13 @@ class DataConfig:
 class BackboneConfig:
     """The frozen CLIP (conf/backbone/)."""
 
-    name: str = MISSING
+    name: str = MISSING  # names the run
     model: str = MISSING  # open_clip architecture, local-dir:/…, hf-hub:org/name, mini, or precomputed
     pretrained: str | None = None  # pretrained tag or checkpoint file
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    batch_size: Count = 128
-    image_mean: Channels | None = None
-    image_std: Deviations | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"  # of the image tower; features are kept in fp32
+    batch_size: Count = 128  # images a forward pass
+    image_mean: Channels | None = None  # what pixels are normalised by; null = as the weights say
+    image_std: Deviations | None = None  # likewise
     weights_sha256: Sha256 | None = None  # of the checkpoint file
     quick_gelu: bool | None = (
         None  # whether the weights were trained with QuickGELU; null = as their origin says
@@ -161,8 +162,10 @@ class FewshotConfig:
     """Which images are shown for learning."""
 
     shots: Shots = 16  # images a class
-    validation: Literal["none", "fewshot", "full"] = "fewshot"  # fewshot: min(shots, 4) a class
-    protocol: Literal["coop", "cliplora"] = "coop"
+    validation: Literal["none", "fewshot", "full"] = (
+        "fewshot"  # images to choose on; fewshot: min(shots, 4) a class
+    )
+    protocol: Literal["coop", "cliplora"] = "coop"  # whose draw of the shots a seed repeats
     short_class: Literal["error", "keep"] = "error"  # a class with fewer images than shots
     # base-to-new generalisation: with base the new half is tested too
     subset: Literal["all", "base", "new"] = "all"
@@ -201,8 +204,8 @@ class OptimizerConfig(PartConfig):
 class PassesConfig(OptimizerConfig):
     """An optimiser that goes over the shots in batches."""
 
-    epochs: Epochs = 1
-    batch_size: Count = 32
+    epochs: Epochs = 1  # passes over the shots
+    batch_size: Count = 32  # images a step
 
 
 @node
@@ -211,10 +214,11 @@ class RatesConfig(PassesConfig):
     """An optimiser with a learning rate; it and the epoch are chosen on few-shot validation images."""
 
     lr: Positive | Literal["auto"] = "auto"  # auto = the best of lr_grid by validation NLL
+    # the learning rates to try
     lr_grid: Rates = field(default_factory=lambda: [1e-4, 3e-4, 1e-3, 3e-3, 1e-2])
     default_lr: Positive = 1e-3  # used when fewshot.validation=none
-    schedule: Literal["cosine", "constant"] = "cosine"
-    epochs: Epochs = 50
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate, down to 0
+    epochs: Epochs = 50  # passes over the shots, for each rate
     # best = the epoch with the lowest validation NLL (epoch 0 is zero-shot)
     keep: Literal["best", "last"] = "best"
 
@@ -225,7 +229,7 @@ class PredictiveConfig(PartConfig):
     """How probabilities and their uncertainty are read out (conf/predictive/)."""
 
     name: Word = MISSING
-    samples: Draws = DRAWS  # from the posterior, where the predictive draws
+    samples: Draws = DRAWS  # draws from the posterior, where the predictive takes some
     temperature_scaling: bool = True  # also report it at a temperature fitted on validation images
 
 
@@ -235,8 +239,8 @@ class TrackingConfig:
     """The dashboard beside the run directory (conf/tracking/)."""
 
     backend: Literal["wandb", "tensorboard", "trackio"] = "wandb"  # Weights & Biases, or an extra
-    mode: Literal["offline", "online", "disabled"] = "offline"
-    project: Annotated[str, Field(min_length=1, description="a name")] = "clipkal"
+    mode: Literal["offline", "online", "disabled"] = "offline"  # offline: files to be sent later
+    project: Annotated[str, Field(min_length=1, description="a name")] = "clipkal"  # on the dashboard
     entity: str | None = None  # the team or account; null = yours
     group: str | None = None  # null = <dataset>-<backbone>-<method>-<shots>shot, so that seeds fold
     job_type: str | None = None  # null = train, or evaluate where nothing is trained
@@ -268,16 +272,16 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = MISSING
     fewshot: FewshotConfig = field(default_factory=FewshotConfig)
-    method: str = MISSING
+    method: str = MISSING  # a preset of adapter, optimizer and predictive (conf/method/)
     adapter: AdapterConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     predictive: PredictiveConfig = MISSING
     tracking: TrackingConfig = MISSING
     plugins: list[str] = field(default_factory=list)  # your own modules, whose classes _target_ may name
-    seed: Seed = 1
-    device: Device = "auto"
+    seed: Seed = 1  # of the draw of the shots and of all that is random after it
+    device: Device = "auto"  # auto = a GPU where there is one
     threads: Threads | None = None  # CPU threads of torch; null = torch's own choice
-    output_dir: str = "outputs"
+    output_dir: str = "outputs"  # one folder a run below it
     # the run's figures; auto: of single runs, since clipkal-report draws those of a multirun
     figures: bool | Literal["auto"] = "auto"
     checkpoint_every: Annotated[Finite, Field(ge=0)] = 30.0  # seconds between training checkpoints

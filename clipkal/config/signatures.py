@@ -81,6 +81,24 @@ def constant_of(target: str, name: str) -> Any:
     return None
 
 
+@cache
+def docstrings_of(target: str) -> tuple[tuple[str, str], ...]:
+    """(module, docstring) of a class and its constructor, then of all it descends from; or of a function."""
+    found = []
+    for module, node in _family(*_defined(target)):
+        own = getattr(node, "body", ()) if isinstance(node, ast.ClassDef) else ()
+        constructors = [f for f in own if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
+        found += [(module, ast.get_docstring(one) or "") for one in (node, *constructors)]
+    return tuple(found)
+
+
+@cache
+def target_of(module: str, name: str) -> str | None:
+    """The dotted name of the class or function that a module calls `name`; None where it knows none."""
+    found = _definition(module, name)
+    return f"{found[0]}.{found[1].name}" if found is not None and isinstance(found[1], Node) else None
+
+
 def _defined(target: str) -> tuple[str, Node]:
     module, _, name = target.rpartition(".")
     found = _definition(module, name) if module else None

@@ -119,7 +119,13 @@ class FirstOrder(BatchOptimizer):
 
 
 class SGD(FirstOrder):
-    """torch.optim.SGD with momentum; fused where the device and the types allow it."""
+    """torch.optim.SGD with momentum; fused where the device and the types allow it.
+
+    Args:
+        weight_decay: added to the gradient, times the parameters.
+        momentum: weight of the past in the running gradient.
+        nesterov: looks ahead along it.
+    """
 
     @checked
     def __init__(
@@ -135,7 +141,13 @@ class SGD(FirstOrder):
 
 
 class AdamW(FirstOrder):
-    """torch.optim.AdamW; fused where the device and the types allow it."""
+    """torch.optim.AdamW; fused where the device and the types allow it.
+
+    Args:
+        weight_decay: decoupled: each step shrinks the parameters by lr times this.
+        betas: weights of the past in the running gradient and in the running squared gradient.
+        eps: added to the root of the running squared gradient.
+    """
 
     @checked
     def __init__(
@@ -151,7 +163,12 @@ class AdamW(FirstOrder):
 
 
 class Adagrad(FirstOrder):
-    """torch.optim.Adagrad."""
+    """torch.optim.Adagrad.
+
+    Args:
+        weight_decay: added to the gradient, times the parameters.
+        eps: added to the root of the summed squared gradients.
+    """
 
     @checked
     def __init__(
@@ -169,6 +186,7 @@ class SAM(FirstOrder):
     """pytorch_optimizer's SAM around SGD with momentum, as in its paper.
 
     Args:
+        weight_decay, momentum: as for `SGD`.
         rho: radius of the neighbourhood whose worst loss is minimised.
         adaptive: measures the radius relative to the parameters (ASAM, arXiv 2102.11600).
 
@@ -197,6 +215,7 @@ class Sophia(FirstOrder):
     random generator, which a checkpoint has to keep. On all other steps it is `FirstOrder`.
 
     Args:
+        weight_decay: as for `AdamW`.
         betas: weights of the past in the running gradient and in the running Hessian diagonal.
         p: the clip, the largest change of a parameter in units of lr.
         update_period: steps between estimates of the Hessian diagonal.

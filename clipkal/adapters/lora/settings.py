@@ -21,7 +21,8 @@ TARGETS, TOWERS = get_args(Target), get_args(Tower)
 class LoRASettings:
     """Which weights get a low-rank change, and of what kind. Raises ConfigError for a value that does not exist.
 
-    rank: r ≥ 1. alpha: the change is (alpha / rank) · B A (LoRA, arXiv 2106.09685); None: alpha = rank.
+    rank: r ≥ 1.
+    alpha: the change is (alpha / rank) · B A (LoRA, arXiv 2106.09685); None: alpha = rank.
     dropout: of the inputs of the low-rank paths, in training mode. A Kalman filter needs 0: its Jacobian must
         belong to one function.
     targets: among q, k, v (of attention, each with its own A and B even where the weight is fused), out (its

@@ -57,6 +57,7 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             the logits are linear in a short range only; with covariance="lowrank" such networks learn best). For the categorical
             observation that is the mean prior variance of the centred logits (Categorical.reference says why).
             A first batch with zero Jacobian is skipped.
+        ratio: of prior="ratio"; None: the observation's default.
         priors: variances of single parameters by name, which override `prior`.
         process_noise, fading: q ≥ 0 and λ ≤ 1, once a step.
         rho: ρ of R-Kalman; 0 is the plain filter.

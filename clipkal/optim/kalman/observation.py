@@ -75,7 +75,10 @@ class ModelNoise(Noise):
 
 
 class FixedNoise(Noise):
-    """R = variance · I."""
+    """R = variance · I.
+
+    variance: of every output.
+    """
 
     @checked
     def __init__(self, variance: Positive = 1.0):

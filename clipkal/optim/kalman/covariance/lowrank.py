@@ -25,7 +25,7 @@ from clipkal.settings import Steps, checked
 class DiagonalPlusLowRank(Covariance):
     """State: υ [n] and Wᵀ [≤ L, n].
 
-    rank: L.
+    rank: L, the most columns of W.
     """
 
     @checked
