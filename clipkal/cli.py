@@ -37,6 +37,7 @@ def _job(cfg: DictConfig) -> float | None:
     name = " ".join(HydraConfig.get().overrides.task)
     try:
         with sweep.job():
+            sweep.check_objective(cfg, HydraConfig.get().sweeper._target_)
             value = run(cfg)
     except sweep.NotBegun:
         sweep_summary.note("left out", name)

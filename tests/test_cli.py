@@ -123,7 +123,7 @@ UNKNOWN = [
     ("method=3", "takes the name of a file in conf/method/"),
     ("datset=digits", "did you mean 'dataset'?"),
     ("hydra/launcher=submitit_slurm", "pip install hydra-submitit-launcher"),
-    ("hydra/sweeper=optuna", "pip install hydra-optuna-sweeper"),
+    ("hydra/sweeper=ax", "pip install hydra-ax-sweeper"),
 ]
 FORMS = [
     ("seed=1,2", "asks for several runs: add -m, as in clipkal -m seed=1,2"),

@@ -188,6 +188,12 @@ def test_the_summary_has_means_over_seeds_and_ood_sets_of_the_reported_predictiv
     assert rest[-1] == f"next: clipkal-report {tmp_path}"
 
 
+def test_names_in_the_summary_leave_out_the_settings_that_all_runs_have():
+    names = ["a/1shot--x-1--y-2", "b/1shot--x-1--y-3"]
+    assert list(sweep_summary._short(names)) == ["a/1shot--y-2", "b/1shot--y-3"]
+    assert sweep_summary._short(names[:1]) == names[:1]
+
+
 def test_a_long_summary_is_cut_and_says_so():
     failed = [
         {"status": "failed", "job": f"seed={i}", "path": None, "out": "", "reason": "x"} for i in range(50)
@@ -216,3 +222,49 @@ def test_after_a_failed_job_the_others_go_on_or_are_not_begun(
     assert len(list(tmp_path.rglob("finished.json"))) == int(counts[8])
     assert not list(tmp_path.glob(".sweep-*"))
     assert sweep_summary.NOTES not in os.environ
+
+
+# -- sweepers that choose --
+
+TUNE = [
+    "hydra/sweeper=tune",
+    "hydra.sweeper.n_trials=2",
+    "optimizer.lr=interval(1e-4,1e-1)",
+    "optimizer.epochs=2",
+]
+
+
+@pytest.fixture
+def optuna():
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'clipkal[tune]'")
+
+
+@pytest.mark.usefixtures("optuna")
+def test_the_sweeper_minimises_the_nll_of_the_validation_images(tmp_path, monkeypatch):
+    words = [*QUICK[:3], "method=adamw", "dataset.ood=[noisy]", f"output_dir={tmp_path}", *TUNE]
+    command(monkeypatch, "-m", *words)
+    found = OmegaConf.load(tmp_path / "optimization_results.yaml")
+    runs = [json.loads(path.read_text()) for path in tmp_path.rglob("results.json")]
+    assert len(runs) == 2
+    best = min(runs, key=lambda one: one["training"]["val_nll"])
+    assert found.best_value == best["training"]["val_nll"]
+    assert f"optimizer.lr={found.best_params['optimizer.lr']}" in best["run"]["overrides"]
+
+
+@pytest.mark.usefixtures("optuna")
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["sweep.objective=test/nll"], "settings are never chosen by a test set, not 'test/nll'"),
+        (["sweep.objective=ood/noisy/accuracy"], "settings are never chosen by a test set"),
+        (["fewshot.validation=none"], "type fewshot.validation=fewshot, and a method that learns"),
+    ],
+)
+def test_a_sweeper_without_a_fair_objective_is_refused_before_anything_runs(
+    tmp_path, monkeypatch, capsys, words, line
+):
+    with pytest.raises(SystemExit) as caught:
+        command(monkeypatch, "-m", *QUICK[:3], "method=adamw", f"output_dir={tmp_path}", *TUNE, *words)
+    assert caught.value.code == 2
+    assert line in capsys.readouterr().err
+    assert not list(tmp_path.rglob("results.json"))

@@ -255,12 +255,21 @@ class TrackingConfig:
     timeout: Annotated[float, Field(gt=0, le=86_400)] = 30.0
 
 
+Objective = Annotated[
+    Literal["val_nll"],
+    Field(
+        description="val_nll, the NLL of the few-shot validation images; settings are never chosen by a test set"
+    ),
+]
+
+
 @node
 @dataclass
 class SweepConfig:
     """What concerns several runs at once (-m)."""
 
     on_error: Literal["continue", "stop"] = "continue"  # after a job that failed, begin the others or not
+    objective: Objective = "val_nll"  # what a sweeper such as hydra/sweeper=tune minimises
 
 
 @node

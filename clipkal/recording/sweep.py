@@ -23,7 +23,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from clipkal.config import once
-from clipkal.errors import ClipkalError
+from clipkal.errors import ClipkalError, ConfigError
 
 FOLDER = "CLIPKAL_SWEEP"  # in the environment of the workers
 STOP = "stop"  # a file there: the sweep is to end, and no job begins
@@ -54,6 +54,15 @@ class ForgetConfigs(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         job_return.cfg = job_return.hydra_cfg = None
+
+
+def check_objective(cfg: DictConfig, sweeper: str) -> None:
+    """Raises ConfigError where a sweeper that chooses (any but Hydra's own grid) would have nothing to choose by."""
+    if not sweeper.endswith(".BasicSweeper") and "none" in (cfg.fewshot.validation, cfg.optimizer.name):
+        raise ConfigError(
+            "the sweeper chooses by the NLL of validation images, which this run would not have: type "
+            "fewshot.validation=fewshot, and a method that learns"
+        )
 
 
 @contextmanager

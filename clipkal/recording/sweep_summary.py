@@ -92,11 +92,18 @@ def _rows(done: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
         place = path.relative_to(one["out"]) if path.is_relative_to(one["out"]) else path
         group = groups.setdefault(re.sub(r"-seed-?\w+", "", place.as_posix()), {})
         group[one["path"]] = figures((read_marker(path) or {}).get("summary", {}))
-    for name, runs in list(groups.items())[:MOST]:
+    for name, runs in list(zip(_short(list(groups)), groups.values(), strict=True))[:MOST]:
         columns = zip(*runs.values(), strict=True)
         yield name, str(len(runs)), *(_cell(i, column) for i, column in enumerate(columns))
     if (more := len(groups) - MOST) > 0:
         yield f"… and {more} more rows", *[""] * (len(HEADER) - 1)
+
+
+def _short(names: list[str]) -> list[str]:
+    """Names of runs without the settings, --key-value, that all of them have."""
+    parts = [name.split("--") for name in names]
+    common = set(parts[0]).intersection(*parts) if len(parts) > 1 else set()
+    return ["--".join([first, *(one for one in rest if one not in common)]) for first, *rest in parts]
 
 
 def figures(flat: dict[str, Any]) -> list[float | None]:
