@@ -24,10 +24,12 @@ def labels_of(family: Sequence[Run]) -> list[str]:
         method: [choice for choice in CHOICES if len({str(run.run[choice]) for run in runs}) > 1]
         for method, runs in methods.items()
     }
+    shared = _shared(family)
     labels = []
     for run in family:
         method = str(run.run["method"])
-        parts = [f"{choice}={run.run[choice]}" for choice in differing[method]] + _overrides(run)
+        parts = [f"{choice}={run.run[choice]}" for choice in differing[method]]
+        parts += [part for part in _overrides(run) if part not in shared]
         labels.append(f"{method} ({', '.join(dict.fromkeys(parts))})" if parts else method)
     places: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for index, run in enumerate(family):
@@ -37,6 +39,12 @@ def labels_of(family: Sequence[Run]) -> list[str]:
         f"{label} [{run.run_id[:8]}]" if label in clashing else label
         for label, run in zip(labels, family, strict=True)
     ]
+
+
+def _shared(family: Sequence[Run]) -> set[str]:
+    """What all runs of one experiment were given alike, which tells no row from another; nothing without an experiment."""
+    alike = set.intersection(*(set(_overrides(run)) for run in family)) if family else set()
+    return alike if any(part.startswith("experiment=") for part in alike) else set()
 
 
 def _overrides(run: Run) -> list[str]:

@@ -97,6 +97,19 @@ def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(tmp_path: Pat
     }
 
 
+def test_what_all_runs_of_an_experiment_share_names_no_row(tmp_path: Path) -> None:
+    for seed, prior in ((1, []), (2, ["optimizer.prior=1"])):
+        write_run(tmp_path, n=20, seed=seed, overrides=["experiment=coop", "optimizer.epochs=2", *prior])
+    labels = {row.label for row in aggregate(collect([tmp_path]).runs)}
+    assert labels == {"kalman", "kalman (optimizer.prior=1)"}
+    write_run(tmp_path, n=20, seed=3, overrides=["experiment=grng", "optimizer.epochs=2"])
+    labels = {row.label for row in aggregate(collect([tmp_path]).runs)}
+    assert {
+        "kalman (experiment=coop, optimizer.epochs=2)",
+        "kalman (experiment=grng, optimizer.epochs=2)",
+    } < labels
+
+
 def test_the_same_seed_twice_under_one_name_shows_run_ids(tmp_path: Path) -> None:
     write_run(tmp_path / "a", n=20)
     write_run(tmp_path / "b", n=20, folder="renamed")
