@@ -29,6 +29,20 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("CLIPKAL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def _commands_leave_nothing():
+    """What a test that types a command leaves in Hydra, and among the options, does not reach the next one."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from clipkal.config.options import OPTIONS
+
+    before = set(OPTIONS)
+    yield
+    HydraConfig.instance().cfg = None
+    for name in set(OPTIONS) - before if before else ():
+        del OPTIONS[name]
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real images and features beside the checkout; skips the test where it is absent."""
