@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: test-python help install demo readme test coverage test-pythons test-newest test-versions test-slow test-gpu reference lint format pretrain bench-optim bench-readout bench-data bench-predict bench-start bench-sweep study clean
+.PHONY: test-python help install demo readme test coverage test-pythons test-newest test-versions test-slow test-gpu reference lint format pretrain bench-optim bench-readout bench-data bench-predict bench-start bench-sweep study docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list what can be made
@@ -97,6 +97,10 @@ bench-sweep: $(STAMP)  ## what a tiny job of a sweep costs: processor time, jobs
 
 study: $(STAMP)  ## every optimiser on every data set at hand, at equal search budget (about an hour; resumable)
 	@$(BIN)/python -m benchmarks.study
+
+docs: $(STAMP)  ## build the site of docs/ into site/ and check its links; open site/index.html
+	@UV_PYTHON= $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## remove the virtual environments and caches (never results)
 	rm -rf $(VENV) .venv-* .pytest_cache .mypy_cache .ruff_cache
