@@ -169,7 +169,9 @@ def test_the_printed_line_sends_what_was_not_sent(
     with serving() as server:
         env = os.environ | {"WANDB_BASE_URL": server.url}
         env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        done = subprocess.run(m.later, shell=True, env=env, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(
+            m.later, shell=True, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=100
+        )
     assert done.returncode == 0, done.stderr
     assert [row["train/loss"] for row in server.history("abc")] == [step / 2 for step in range(ROWS)]
     assert server.summaries["abc"]["id/accuracy"] == 0.5
