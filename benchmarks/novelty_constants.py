@@ -72,9 +72,8 @@ def left_out(path: Path) -> Iterator[tuple[str, Arrays]]:
         yield f"{path.stem}:{name}", {**rows, **rest, "domains": np.array([CLEAN, *others])}
 
 
-def domains(name: str, bed: Arrays, shots: int, seed: int) -> Iterator[Domain]:
+def domains(title: str, bed: Arrays, shots: int, seed: int) -> Iterator[Domain]:
     """Learns from `shots` clean images a class, judged by as many others (at most 4) as validation images."""
-    title = name
     features = torch.nn.functional.normalize(torch.from_numpy(bed["image_features"].astype("float32")), dim=1)
     labels = torch.from_numpy(bed["label"].astype("int64"))
     generator = torch.Generator().manual_seed(seed)
