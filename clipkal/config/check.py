@@ -7,11 +7,14 @@ ConfigError with one line that names the key and what to type instead.
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from clipkal import files
+from clipkal.config.compose import conf_dir
 from clipkal.config.explain import no_such_setting
 from clipkal.config.options import check_targets
 from clipkal.config.signatures import constant_of, has_method
@@ -34,6 +37,7 @@ def check(cfg: DictConfig) -> None:
         except ValueError as error:
             raise ConfigError(str(error)) from None
     check_targets(cfg, cfg.plugins)
+    _check_names(cfg)
     _check_together(cfg)
 
 
@@ -62,6 +66,17 @@ def _settings(cfg: DictConfig) -> Iterator[tuple[str, Any, Any]]:
                 value = node[one.name]
                 plain = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
                 yield f"{name}.{one.name}" if name else one.name, plain, one.type
+
+
+def _check_names(cfg: DictConfig) -> None:
+    """The name in a group labels the results: it may not be that of another option, which did not run."""
+    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    for group in ("backbone", "dataset", "adapter", "optimizer", "predictive"):
+        name = cfg[group].name
+        if name != chosen.get(group, name) and Path(conf_dir(), group, f"{name}.yaml").exists():
+            raise ConfigError(
+                f"{group}.name={name} would only label the results of {group}={chosen[group]}: to choose it type {group}={name}"
+            )
 
 
 def has_posterior(cfg: DictConfig) -> bool:

@@ -16,11 +16,12 @@ _UNKNOWN_KEY = re.compile(
     r"Could not override '([^']+)'|Key '([^']+)' (?:is )?not in '?(?:struct|\w+)'?", re.I
 )
 _FULL_KEY = re.compile(r"full_key: (\S+)")
-_UNKNOWN_OPTION = re.compile(r"Could not (?:find|load) '([^']+)/([^'/]+)'")
+_UNKNOWN_OPTION = re.compile(r"Could not (?:find|load) '([^']+)/([^'/]*)'")
 _UNKNOWN_GROUP = re.compile(r"Could not override '([^']+)'\.\s*No match in the defaults list")
 _OPTIONS = re.compile(r"Available options in '[^']+':\s*(.*)", re.S)
 _BAD_VALUE = re.compile(r"Error merging override (\S+)\n(.+)", re.S)
 _TYPE = re.compile(r"object_type=(\w+)")
+_SECTION = re.compile(r"is not a subclass of (\w+)Config")
 _PLUGINS = {
     "hydra/launcher/joblib": "hydra-joblib-launcher",
     "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
@@ -74,6 +75,11 @@ def explain(message: str) -> str:
         return no_such_setting(name, option.kind if option else vars(schema).get(kind[1]) if kind else None)
     if (merge := _BAD_VALUE.search(message)) and merge[1].partition("=")[0] in KINDS:
         return PART.format(merge[1].partition("=")[0])
+    if merge and "'dict'" in merge[2]:
+        return f"{merge[1]}: {merge[1].rpartition('.')[0]} has no settings of its own"
+    if merge and _SECTION.search(merge[2]):
+        section = merge[1].partition("=")[0]
+        return f"{merge[1]}: {section} is a group of settings; clipkal --help {section} lists them"
     if merge:
         return f"{merge[1]}: {merge[2].splitlines()[0]}"
     if full := _FULL_KEY.search(message):
@@ -89,8 +95,8 @@ def no_such_setting(name: str, kind: type | None) -> str:
         return PART.format(name)
     if new := KEYS.get(name):
         return f"unknown setting '{name}': it is called {new} now"
-    if close := difflib.get_close_matches(last, own, n=1, cutoff=0.6):
-        return f"unknown setting '{name}': did you mean '{prefix}{'.' * bool(prefix)}{close[0]}'?"
+    if prefix and (close := difflib.get_close_matches(last, own, n=1, cutoff=0.6)):
+        return f"unknown setting '{name}': did you mean '{prefix}.{close[0]}'?"
     if prefix.replace("/", ".") in KINDS and own:
         option = OPTIONS.get(kind.__name__) if kind else None
         has = ", ".join(key for key in own if key not in ("name", "_target_"))
@@ -125,10 +131,12 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The most similar known name, or None where nothing is near; a full dotted key beats its last part."""
+    """The most similar known name, or None where nothing is near: the last part of a key itself, then a full key, then a last part."""
     known = list(known)
+    last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}  # of several keys the first
+    if name in last:
+        return last[name]
     if close := difflib.get_close_matches(name, known, n=1, cutoff=0.6):
         return close[0]
-    last = {key.rsplit(".", 1)[-1]: key for key in known}
     close = difflib.get_close_matches(name.rsplit(".", 1)[-1], last, n=1, cutoff=0.75)
     return last[close[0]] if close else None
