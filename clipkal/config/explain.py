@@ -131,7 +131,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The most similar known name, or None where nothing is near: the last part of a key itself, then a full key, then a last part."""
+    """The most similar known name, or None: one whose last part is just this, else the most similar key, else last part."""
     known = list(known)
     last = {key.rsplit(".", 1)[-1]: key for key in reversed(known)}  # of several keys the first
     if name in last:
