@@ -1,7 +1,7 @@
 """A deep ensemble: the same learning several times, from other seeds, and the mean of the members' probabilities.
 
 Lakshminarayanan, Pritzel and Blundell (2017), arXiv 1612.01474, without their adversarial examples. The training loop learns the
-members (training.py says in what they differ): all see the same shots and start at zero-shot, so it is the order of the
+members (training/loop.py says in what they differ): all see the same shots and start at zero-shot, so it is the order of the
 batches and the choice of learning rate and epoch that tell them apart, as for anyone who runs a script with five seeds.
 
 Ours: the model is left at the mean of the members' parameters, whose logits are, for a linear adapter, the mean of theirs. So a

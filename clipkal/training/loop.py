@@ -13,141 +13,28 @@ all but the first member are judged by validation images that are drawn again fr
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from clipkal.adapters import Adapter
 from clipkal.data.sets import LabelledSet
 from clipkal.optim.base import BatchOptimizer, StepInfo
-from clipkal.optim.posterior import Posterior
-from clipkal.uncertainty.reader import Reader
-
-Build = Callable[[Adapter, float | None], BatchOptimizer]
-State = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long and in what portions to learn.
-
-    rates: learning rates to try; [None] for an optimiser without one.
-    epochs: passes over the shots; batch_size: images a step, 0 = all at once.
-    schedule: cosine (to zero over the epochs) or constant.
-    keep: best = the epoch with the lowest validation NLL, epoch 0 (zero-shot) included; last = the final one.
-    members: of an ensemble, 1 for a single model.
-    """
-
-    rates: tuple[float | None, ...] = (None,)
-    epochs: int = 1
-    batch_size: int = 0
-    schedule: str = "constant"
-    keep: str = "last"
-    seed: int = 1
-    members: int = 1
-
-    @property
-    def trials(self) -> int:
-        """How many there are: all rates of the first member, then of the next."""
-        return self.members * len(self.rates)
-
-    def member(self, trial: int) -> int:
-        """Which member a trial belongs to."""
-        return trial // len(self.rates)
-
-    def rate(self, trial: int) -> float | None:
-        """The learning rate of a trial."""
-        return self.rates[trial % len(self.rates)]
-
-
-@dataclass
-class Trial:
-    """One learning rate's outcome: the kept epoch, its validation NLL (None without validation images) and the curve per epoch."""
-
-    rate: float | None
-    epoch: int
-    val_nll: float | None
-    curve: list[dict[str, float]] = field(default_factory=list)
-
-
-@dataclass
-class Training:
-    """What training gives.
-
-    trials: every learning rate's outcome, member by member; kept: the one whose parameters are in the adapter now (of an
-        ensemble: that of the first member).
-    optimizer: of the last trial.
-    seconds: spent by this process.
-    last_step: what the optimiser reported of its last step and of its conclusion (prior, evidence, …).
-    """
-
-    trials: list[Trial]
-    kept: Trial
-    optimizer: BatchOptimizer
-    seconds: float
-    last_step: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def posterior(self) -> Posterior | None:
-        """What the optimiser knows of the logits, where it is Bayesian."""
-        return self.optimizer.posterior
-
-
-class LearningTask(Protocol):
-    """The part of a few-shot task, seen through a backbone, that training needs."""
-
-    @property
-    def shots(self) -> LabelledSet:
-        """What is learnt from."""
-        ...
-
-    @property
-    def val(self) -> LabelledSet | None:
-        """What chooses among learning rates and epochs."""
-        ...
-
-
-class Saver(Protocol):
-    """Decides after every step whether to write a checkpoint, and ends the run when a signal asked for it."""
-
-    def restore(self) -> State | None:
-        """What an interrupted run of the same settings saved last."""
-        ...
-
-    def after_step(self, state: Callable[[], State]) -> None:
-        """Saves what `state` gives, if it is time to."""
-        ...
-
-
-class Report(Protocol):
-    """Hears about every finished epoch: its means, and what the optimiser said after its last step (`said`)."""
-
-    def __call__(self, trial: int, epoch: int, values: dict[str, float]) -> None: ...
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a trial stands after a step: how many of its `steps` are done, and what it has seen in them.
-
-    `batch`: images of that step; `images`: of all steps so far; `epoch`: passes over the shots so far. `optimizer`: as the
-    step left it.
-    """
-
-    trial: int
-    step: int
-    steps: int
-    epoch: float
-    images: int
-    batch: int
-    optimizer: BatchOptimizer
-
-
-Watch = Callable[[Progress, StepInfo], None]
-"""Hears about every step."""
+from clipkal.training.plan import (
+    Build,
+    LearningTask,
+    Plan,
+    Progress,
+    Report,
+    Saver,
+    State,
+    Training,
+    Trial,
+    Watch,
+)
+from clipkal.training.scores import reported, said, validation_nll
 
 
 def train(
@@ -219,7 +106,7 @@ class _Loop:
         optimizer, val = self.build(self.adapter, rate), self.task.val
         if (
             val is not None and len(val.labels) and isinstance(val.inputs, Tensor)
-        ):  # images are not read for this
+        ):  # no images are read for this
             optimizer.hold_out(val.inputs.to(self.device), val.labels.to(self.device))
         return optimizer
 
@@ -263,9 +150,9 @@ class _Loop:
 
     def _add(self, info: StepInfo, images: int) -> None:
         """An epoch reports, an image, the loss of every batch before its step and, where there is one, the log evidence."""
-        reported = {"train_loss": info.loss * images}
-        reported |= {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in reported.items()}
+        values = {"train_loss": info.loss * images}
+        values |= {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in values.items()}
 
     def _batches(self, seed: int) -> Iterator[Tensor]:
         count = len(self.shots.labels)
@@ -290,12 +177,11 @@ class _Loop:
         trial.curve.append(values)
         if self.report:
             self.report(index, epoch, values | said(self.optimizer, self.last_step))
-        last = epoch == self.plan.epochs
-        if self.plan.keep == "last" or val_nll is None:
-            if last:
-                trial.epoch, trial.val_nll = epoch, val_nll
-                self._remember(index, val_nll)
-        elif trial.val_nll is None or val_nll < trial.val_nll:
+        if val_nll is None or self.plan.keep == "last":
+            kept = epoch == self.plan.epochs
+        else:
+            kept = trial.val_nll is None or val_nll < trial.val_nll
+        if kept:
             trial.epoch, trial.val_nll = epoch, val_nll
             self._remember(index, val_nll)
 
@@ -353,41 +239,6 @@ class _Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in torch.arange(len(self.shots.labels)).split(self.size):
             yield self.shots.inputs[rows].to(self.device), self.shots.labels[rows].to(self.device)
-
-
-def reported(info: StepInfo) -> dict[str, float]:
-    """The log evidence of a step, where there is one, and its metrics."""
-    evidence = {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
-    return {**evidence, **info.metrics}
-
-
-def said(optimizer: BatchOptimizer, last_step: dict[str, float]) -> dict[str, float]:
-    """What an optimiser says after a step beside loss and evidence: `posterior/*` of a Bayesian one, else `train/*`.
-
-    last_step: as `reported`.
-    """
-    place = "posterior" if "log_evidence" in last_step else "train"
-    found = {name: value for name, value in last_step.items() if name != "log_evidence"} | optimizer.monitor()
-    return {f"{place}/{name}": value for name, value in found.items()}
-
-
-def validation_nll(adapter: Adapter, val: LabelledSet | None, draw: int = 0) -> float | None:
-    """Mean negative log-likelihood (nats) of the validation images; None without any; infinity where it is not finite.
-
-    draw: 0 for all of them; else the number of a drawing of as many from them, with replacement.
-    """
-    if val is None or len(val.labels) == 0:
-        return None
-    try:
-        reader = Reader(adapter, batch_size=adapter.batch_size)
-        logits = reader.logits(val.inputs, len(val.labels), "validation")
-    except FloatingPointError:
-        return math.inf
-    if draw:
-        generator = torch.Generator().manual_seed(draw)
-        rows = torch.randint(len(logits), (len(logits),), generator=generator)
-        return float(F.cross_entropy(logits[rows], val.labels[rows]))
-    return float(F.cross_entropy(logits, val.labels))
 
 
 def _seed(seed: int, device: torch.device) -> None:

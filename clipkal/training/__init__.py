@@ -1,0 +1,7 @@
+"""Learning from the shots: `train` runs the trials of a `Plan` and leaves the best model in the adapter."""
+
+from clipkal.training.loop import train
+from clipkal.training.plan import Build, Plan, Progress, State, Training
+from clipkal.training.scores import reported, said, validation_nll
+
+__all__ = ["Build", "Plan", "Progress", "State", "Training", "reported", "said", "train", "validation_nll"]

@@ -1,0 +1,46 @@
+"""What is known of a model while it learns: its validation NLL, and what its optimiser reports."""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+from clipkal.adapters import Adapter
+from clipkal.data.sets import LabelledSet
+from clipkal.optim.base import BatchOptimizer, StepInfo
+from clipkal.uncertainty.reader import Reader
+
+
+def reported(info: StepInfo) -> dict[str, float]:
+    """The log evidence of a step, where there is one, and its metrics."""
+    evidence = {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
+    return {**evidence, **info.metrics}
+
+
+def said(optimizer: BatchOptimizer, last_step: dict[str, float]) -> dict[str, float]:
+    """What an optimiser says after a step beside loss and evidence: `posterior/*` of a Bayesian one, else `train/*`.
+
+    last_step: as `reported`.
+    """
+    place = "posterior" if "log_evidence" in last_step else "train"
+    found = {name: value for name, value in last_step.items() if name != "log_evidence"} | optimizer.monitor()
+    return {f"{place}/{name}": value for name, value in found.items()}
+
+
+def validation_nll(adapter: Adapter, val: LabelledSet | None, draw: int = 0) -> float | None:
+    """Mean negative log-likelihood (nats) of the validation images; None without any; infinity where it is not finite.
+
+    draw: 0 for all of them; else the number of a drawing of as many from them, with replacement.
+    """
+    if val is None or len(val.labels) == 0:
+        return None
+    try:
+        reader = Reader(adapter, batch_size=adapter.batch_size)
+        logits = reader.logits(val.inputs, len(val.labels), "validation")
+    except FloatingPointError:
+        return math.inf
+    if draw:
+        generator = torch.Generator().manual_seed(draw)
+        rows = torch.randint(len(logits), (len(logits),), generator=generator)
+        return float(F.cross_entropy(logits[rows], val.labels[rows]))
+    return float(F.cross_entropy(logits, val.labels))
