@@ -99,7 +99,6 @@ study: $(STAMP)  ## every optimiser on every data set at hand, at equal search b
 	@$(BIN)/python -m benchmarks.study
 
 docs: $(STAMP)  ## build the site of docs/ into site/ and check its links; open site/index.html
-	@UV_PYTHON= $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:  ## remove the virtual environments and caches (never results)
