@@ -2,6 +2,7 @@
 
 python -m benchmarks.sweep                # make bench-sweep, about a minute
 python -m benchmarks.sweep --seeds 500    # is memory flat? 1000 jobs
+python -m benchmarks.sweep --seeds 500 --tracking offline    # the same with W&B's record of every job
 
 The jobs are tiny: the embedded digits and their eight OOD sets, kalman and zeroshot, every seed once. To start, to import
 torch and to fill the caches is left out: counted are the jobs from the fifth on, and the check of all jobs before the first.
@@ -21,7 +22,7 @@ from benchmarks.start import seconds
 
 FIRST = 4
 HERE = "CLIPKAL_BENCH_SWEEP"
-SWEEP = ["dataset=digits", "method=kalman,zeroshot", "tracking=disabled", "threads=1"]
+SWEEP = ["dataset=digits", "method=kalman,zeroshot", "threads=1"]
 
 
 class Meter:
@@ -62,7 +63,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, default=12, help="two jobs each")
-    seeds = ",".join(map(str, range(1, parser.parse_args().seeds + 1)))
+    parser.add_argument("--tracking", default="disabled", help="an option of conf/tracking")
+    options = parser.parse_args()
+    seeds = ",".join(map(str, range(1, options.seeds + 1)))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         paths = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
@@ -74,6 +77,7 @@ def main() -> None:
             "clipkal",
             "-m",
             *SWEEP,
+            f"tracking={options.tracking}",
             f"seed={seeds}",
             f"output_dir={folder}/runs",
             meter,

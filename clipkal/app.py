@@ -37,7 +37,10 @@ def run(cfg: DictConfig) -> float | None:
     with RunDirectory(path_of(cfg)) as directory:
         found = directory.begin(identity, OmegaConf.to_yaml(cfg, resolve=True))
         if found.status == "finished":
-            log.info("%s  already finished, skipped (delete the folder to run it again)", directory.path)
+            absent = directory.lacks(cfg.keep)
+            without = f" without {' and '.join(absent)}" if absent else ""
+            again = "delete the folder to run it again"
+            log.info("%s  already finished%s, skipped (%s)", directory.path, without, again)
             val_nll = directory.summary().get("val_nll")
             if in_sweep():  # whose agent waits for the figure
                 with Mirror(cfg.tracking, identity, directory.path, config=settings) as mirror:

@@ -45,7 +45,7 @@ A finished run is skipped, an interrupted one goes on. CLIPKAL_DEBUG=1 shows tra
 COMMON = (
     "fewshot.shots", "fewshot.validation", "fewshot.subset", "seed", "device", "output_dir", "data.root", "dataset.path",
     "dataset.ood", "dataset.id_domain", "optimizer.lr", "optimizer.epochs", "optimizer.batch_size", "optimizer.prior",
-    "predictive.shift", "predictive.samples", "tracking.project", "figures",
+    "predictive.shift", "predictive.samples", "tracking.project", "figures", "keep",
 )  # fmt: skip
 EXPERIMENT = ("experiment", "", "a ready-made comparison: type +experiment=NAME")
 """The group that no run has at its start: name, option, meaning."""

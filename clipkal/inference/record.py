@@ -13,6 +13,7 @@ from yaml import YAMLError
 from clipkal import __version__, files
 from clipkal.errors import CheckpointError
 from clipkal.tracking.directory import ID_COMMENT, SCHEMA_VERSION
+from clipkal.tracking.kept import keeps
 from clipkal.tracking.marker import MARKER, damaged_files, read_marker
 from clipkal.tracking.reported import reported
 
@@ -69,6 +70,12 @@ class Record:
 
     def whole(self, name: str) -> Path:
         """The path of one of its files; CheckpointError where that is missing or not what the run wrote."""
+        keep = str(self.cfg.get("keep", "all"))
+        if not self.has(name) and not keeps(keep, name):
+            raise CheckpointError(
+                f"{self.path}: the run was made with keep={keep}, which leaves out {name}; delete the folder and type its "
+                "command again with keep=all"
+            )
         if not self.has(name):
             raise CheckpointError(f"{self.path}: the run wrote no {name}{_by(self.marker)}; {ANEW}")
         _check_whole(self.path, self.marker, [name])

@@ -23,6 +23,7 @@ from clipkal.recording.interrupt import Interrupt
 from clipkal.recording.places import places
 from clipkal.tracking import Mirror, RunDirectory, environment, other_choices
 from clipkal.tracking.inputs import Record, inputs_of
+from clipkal.tracking.kept import PREDICTIONS, keeps
 from clipkal.tracking.tensors import packed
 from clipkal.training import Progress, State, Training
 from clipkal.uncertainty import Predictive
@@ -67,9 +68,10 @@ class Recorder:
         """Records which images were drawn, which could not be read, and what files, classes and weights all that came from."""
         self.skipped = skipped
         assert task.text_features is not None  # it has been through the backbone, or came with features
-        self.directory.save_tensors(
-            "classes", {"text_features": task.text_features}, classes_record(task, backbone)
-        )
+        if self.keeps("classes.safetensors"):
+            self.directory.save_tensors(
+                "classes", {"text_features": task.text_features}, classes_record(task, backbone)
+            )
         self.inputs = inputs_of(self.cfg).record(places(self.cfg, task))
         self.directory.write_shots(task.record)
         self.run = describe(self.cfg) | {
@@ -150,17 +152,14 @@ class Recorder:
             "skipped": self.skipped,
             "environment": self.environment,
         }
-        about = {**self.run, "run_id": self.identity, "adapter_settings": adapter.describe()}
         self._log_final(evaluation, training)
         log.debug("learnt with %s", results["training"].get("optimizer", "nothing"))
         self.directory.write_results(results)
-        widest = max(len(one.classes) for one in evaluation.sets.values())
-        self.directory.write_predictions(predictions.table(evaluation, widest <= MOST_CLASSES))
-        save_adapter(self.directory.path / "adapter.safetensors", adapter.state_dict(), about)
-        if training and training.posterior is not None:
-            tensors, structure = packed(training.optimizer.extra_state())
-            self.directory.save_tensors("posterior", tensors, {**about, "state": structure})
-        save_predictive(self.directory.path / "predictive.safetensors", predictive, about)
+        if self.keeps(PREDICTIONS):
+            widest = max(len(one.classes) for one in evaluation.sets.values())
+            self.directory.write_predictions(predictions.table(evaluation, widest <= MOST_CLASSES))
+        if self.keeps("adapter.safetensors"):
+            self._save_model(adapter, training, predictive)
         if _wants(self.cfg.figures):
             self._draw(evaluation)
         self._show(evaluation, training)
@@ -173,6 +172,18 @@ class Recorder:
         if self.mirror.later_line and not in_multirun():
             log.info("%s", self.mirror.later_line)
         return summary["val_nll"]
+
+    def keeps(self, name: str) -> bool:
+        """Whether this file is to stay on disk."""
+        return keeps(self.cfg.keep, name)
+
+    def _save_model(self, adapter: Adapter, training: Training | None, predictive: Predictive) -> None:
+        about = {**self.run, "run_id": self.identity, "adapter_settings": adapter.describe()}
+        save_adapter(self.directory.path / "adapter.safetensors", adapter.state_dict(), about)
+        if training and training.posterior is not None:
+            tensors, structure = packed(training.optimizer.extra_state())
+            self.directory.save_tensors("posterior", tensors, {**about, "state": structure})
+        save_predictive(self.directory.path / "predictive.safetensors", predictive, about)
 
     def _show(self, evaluation: Evaluation, training: Training | None) -> None:
         """The finished run on the dashboard. A view of results.json, whose failure must not keep the run from finishing."""

@@ -1,5 +1,6 @@
 """Risk–coverage: how the error falls when the least confident images are left out, from predictions.parquet."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from clipkal.report.style import INK, plain, shown
 from clipkal.report.values import ID, MEAN_OOD
 
 PREDICTIONS = "predictions.parquet"
+ASKED = re.compile("^keep: (model|results)$", re.M)
+"""How config.yaml says that the table was not wanted."""
 NEEDED = ["set", "role", "label", "predicted", "confidence"]
 COVERAGE = np.linspace(0.02, 1, 99)
 """Below 2 % a handful of images decides."""
@@ -30,22 +33,34 @@ def risk_figure(rows: Sequence[Row], runs: Sequence[Run], problem: Callable[[str
     Args:
         rows: of one dataset and backbone.
         runs: those behind them, among others.
-        problem: is told of each table that cannot be read; its run is left out of the figure.
+        problem: is told of each table that cannot be read, and how many runs were not to keep one; such a run is left out of the figure.
 
     Returns:
         None where no run has a table.
     """
     by_id = {run.run_id: run for run in runs}
     found: dict[str, Curves] = {}
+    left_out = 0
     for row in at_common_shots(rows):
         paths = [by_id[one].path / PREDICTIONS for one in row.run_ids if one in by_id]
+        left_out += sum(map(_left_out, paths))
         curves = [one for path in paths if (one := _told(path, row.predictive, problem))]
         if curves:
             found[row.label] = {
                 name: np.mean([one[name] for one in curves if name in one], axis=0)
                 for name in dict.fromkeys(name for one in curves for name in one)
             }
+    if left_out:
+        problem(f"{left_out} runs from the risk–coverage figure: their keep=… left out {PREDICTIONS}")
     return _drawn(found, rows) if found else None
+
+
+def _left_out(path: Path) -> bool:
+    """Whether a run has no table because it was asked not to keep it."""
+    try:
+        return not path.is_file() and bool(ASKED.search(path.with_name("config.yaml").read_text("utf-8")))
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _told(path: Path, predictive: str, problem: Callable[[str], None]) -> Curves:

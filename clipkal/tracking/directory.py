@@ -14,6 +14,7 @@ from clipkal import files
 from clipkal.errors import ClipkalError
 from clipkal.tracking import identity
 from clipkal.tracking.inputs import Record, inputs_of
+from clipkal.tracking.kept import lacking
 from clipkal.tracking.marker import ID, MARKER, damaged_files, read_marker, results_in
 from clipkal.tracking.metrics_file import MetricsFile, Row
 from clipkal.tracking.writing import plain, printable, render, writing
@@ -214,6 +215,10 @@ class RunDirectory:
         """What `finish` was given, for a run that is done; else nothing."""
         return dict((read_marker(self.path) or {}).get("summary", {}))
 
+    def lacks(self, keep: str) -> list[str]:
+        """What a finished run did not leave behind although `keep` asks for it."""
+        return lacking(keep, (read_marker(self.path) or {}).get("files", {}))
+
     def verify(self, most: int | None = None) -> list[str]:
         """Names of result files of a finished run that are missing or no longer what they were.
 
@@ -263,9 +268,13 @@ class RunDirectory:
         from pyarrow import parquet
 
         path = self.path / "predictions.parquet"
-        words = [one.name for one in table.schema if "string" in str(one.type)]  # numbers hardly repeat
+        kinds = {one.name: str(one.type) for one in table.schema}
+        paths = {name: f"{name}.list.element" if "list" in kind else name for name, kind in kinds.items()}
+        inexact = [paths[name] for name, kind in kinds.items() if "float" in kind or "double" in kind]
+        others = [name for name in kinds if paths[name] not in inexact]  # real numbers hardly repeat
+        how: dict[str, Any] = {"use_dictionary": others, "use_byte_stream_split": inexact}
         with writing(path), files.atomic_path(path) as temporary:
-            parquet.write_table(table, temporary, compression="zstd", use_dictionary=words)
+            parquet.write_table(table, temporary, compression="zstd", **how)
         return path
 
     def save_tensors(self, name: str, tensors: Mapping[str, "Tensor"], metadata: Mapping[str, Any]) -> Path:

@@ -24,6 +24,7 @@ EXCLUDED = (
     "data.progress",  # what the terminal shows
     "data.verify",  # how closely the data are looked at
     "figures",  # whether a diagram is drawn
+    "keep",  # which of its files a run leaves behind
     "checkpoint_every",  # how often a run can be taken up again
     "sweep",  # what becomes of other jobs
     "tracking",  # what is mirrored to W&B
