@@ -166,16 +166,17 @@ def detection_table(sets: Mapping[str, SetEvaluation]) -> dict[str, dict[str, di
     pairs = {score: (chosen, score) for score in reference.scores[chosen]}
     if chosen != "plugin" and "plugin" in reference.scores:
         pairs |= {f"plugin_{score}": ("plugin", score) for score in reference.scores["plugin"]}
+    sources = {key: predictive for key, (predictive, _) in pairs.items()} | SOURCES
+
+    def compared(one: SetEvaluation) -> dict[str, Tensor]:
+        of_predictions = {key: one.scores[p][score] for key, (p, score) in pairs.items()}
+        return of_predictions | {score: one.image_scores[score] for score in reference.image_scores}
+
     table: dict[str, dict[str, dict[str, Any]]] = {}
     for name, one in sets.items():
         if one.role == "ood":
-            table[name] = {
-                key: told_apart(reference.scores[p][score], one.scores[p][score]) | {"predictive": p}
-                for key, (p, score) in pairs.items()
-            } | {
-                score: told_apart(values, one.image_scores[score]) | {"predictive": SOURCES[score]}
-                for score, values in reference.image_scores.items()
-            }
+            told = told_apart(compared(reference), compared(one))
+            table[name] = {key: values | {"predictive": sources[key]} for key, values in told.items()}
     return table
 
 

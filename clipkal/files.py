@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,11 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def json_text(value: Any) -> str:
     """Indented JSON that ends in a line break; a float that JSON does not know (NaN, infinity) becomes null."""
-    return json.dumps(_json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write = partial(json.dumps, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        return write(value) + "\n"
+    except ValueError:  # such a float, which is rare
+        return write(_json_safe(value)) + "\n"
 
 
 def _json_safe(value: Any) -> Any:

@@ -1,12 +1,12 @@
 """From the predictions of a set to what is stored of them: metrics, intervals, and how well errors are told."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from clipkal.metrics import Outcomes, bootstrap_intervals, msp, outcomes, separation, summary
+from clipkal.metrics import Outcomes, bootstrap_intervals, msp, outcomes, separations, summary
 from clipkal.metrics.bootstrap import LEVEL, RESAMPLES
 from clipkal.metrics.calibration import BINS, TopBins
 from clipkal.metrics.classwise import class_bins
@@ -45,10 +45,11 @@ def metrics_of(
     found: dict[str, dict[str, Any]] = {}
     for name, one in predictions.items():
         every[name] = outcomes(one.probs, labels, one.log_probs)
-        values = summary(every[name], class_bins(one.probs, labels, bins))
+        top = TopBins.of(every[name], bins)
+        values = summary(every[name], top, class_bins(one.probs, labels, bins))
         parts = {part: getattr(one, part) for part in ("entropy", "aleatoric", "epistemic", "novelty")}
         values |= {part: value.mean().item() for part, value in parts.items() if value is not None}
-        values["reliability"] = [asdict(b) for b in TopBins.of(every[name], bins).diagram()]
+        values["reliability"] = [vars(one_bin) for one_bin in top.diagram()]
         values["errors"] = told_errors(
             every[name].correct, scores_of(one, bool(one.epistemic.any())) | dict(image_scores)
         )
@@ -66,10 +67,13 @@ def told_errors(correct: Tensor, scores: Mapping[str, Tensor]) -> dict[str, Any]
     """
     if correct.all() or not correct.any():
         return None
-    return {name: separation(values[correct], values[~correct]) for name, values in scores.items()}
+    told = separations(torch.stack(list(scores.values())), ~correct)
+    return dict(zip(scores, told, strict=True))
 
 
-def told_apart(inside: Tensor, outside: Tensor) -> dict[str, Any]:
-    """{auroc, aupr, fpr95, n_id, n_ood} of telling OOD images from ID ones by a score."""
-    counts = {"n_id": len(inside), "n_ood": len(outside)}
-    return separation(inside, outside) | counts
+def told_apart(inside: Mapping[str, Tensor], outside: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """{score: {auroc, aupr, fpr95, n_id, n_ood}} of telling OOD images from ID ones by the same scores of both."""
+    scores = torch.stack([torch.cat([values, outside[name]]) for name, values in inside.items()])
+    n_id, n_ood = (len(next(iter(one.values()))) for one in (inside, outside))
+    told = separations(scores, torch.arange(n_id + n_ood) >= n_id)
+    return {name: one | {"n_id": n_id, "n_ood": n_ood} for name, one in zip(inside, told, strict=True)}

@@ -12,7 +12,7 @@ from clipkal.metrics.calibration import Bin, adaptive_ece, ece, mce, reliability
 from clipkal.metrics.classification import accuracy, brier, macro_f1, nll, per_class_accuracy
 from clipkal.metrics.classwise import brier_decomposition, classwise_ece
 from clipkal.metrics.conformal import SplitConformal, prediction_sets
-from clipkal.metrics.detection import SCORES, aupr, auroc, energy, fpr95, msp, separation
+from clipkal.metrics.detection import SCORES, aupr, auroc, energy, fpr95, msp, separation, separations
 from clipkal.metrics.distance import Gaussians, nearest_shot
 from clipkal.metrics.outcomes import Outcomes, outcomes
 from clipkal.metrics.selective import accuracy_at, aurc, e_aurc, risk_at_coverage, risk_coverage
@@ -51,5 +51,6 @@ __all__ = [
     "risk_at_coverage",
     "risk_coverage",
     "separation",
+    "separations",
     "summary",
 ]

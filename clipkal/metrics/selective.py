@@ -58,7 +58,11 @@ def e_aurc(confidence: Any, correct: Any) -> float:
     who approximate the best order's AURC by r + (1 − r) log(1 − r) for the error rate r; here it is the exact one of N
     images, so the excess is never negative.
     """
-    risk = risk_coverage(confidence, correct)[1]
+    return excess_of(risk_coverage(confidence, correct)[1])
+
+
+def excess_of(risk: Tensor) -> float:
+    """`e_aurc` of a curve's risk (N,)."""
     images = len(risk)
     right = images - round(risk[-1].item() * images)
     accepted = torch.arange(1, images + 1, dtype=torch.float64)
@@ -72,10 +76,15 @@ def accuracy_at(confidence: Any, correct: Any, coverages: Sequence[float] = COVE
     Raises:
         ValueError: as `risk_coverage`, or a coverage outside (0, 1].
     """
+    return accuracies_of(risk_coverage(confidence, correct)[1], coverages)
+
+
+def accuracies_of(risk: Tensor, coverages: Sequence[float] = COVERAGES) -> list[float]:
+    """`accuracy_at` of a curve's risk (N,)."""
     if bad := [one for one in coverages if not 0 < one <= 1]:
         raise ValueError(f"coverage must be in (0, 1], got {bad[0]}")
-    risk = risk_coverage(confidence, correct)[1]
-    ends = [math.ceil(round(one * len(risk), 9)) for one in coverages]  # 0.07 * 100 is 7.000000000000001
+    images = len(risk)
+    ends = [math.ceil(round(one * images, 9)) for one in coverages]  # 0.07 * 100 is 7.000000000000001
     return (1 - risk[[end - 1 for end in ends]]).tolist()
 
 

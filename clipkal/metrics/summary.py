@@ -7,7 +7,7 @@ from clipkal.metrics.checks import checked
 from clipkal.metrics.classification import f1_of, recalls
 from clipkal.metrics.classwise import ClassBins, class_bins
 from clipkal.metrics.outcomes import Outcomes, outcomes
-from clipkal.metrics.selective import COVERAGES, accuracy_at, aurc, e_aurc
+from clipkal.metrics.selective import COVERAGES, accuracies_of, excess_of, risk_coverage
 
 
 def classification_metrics(
@@ -25,11 +25,12 @@ def classification_metrics(
         ValueError: empty set, NaN, rows that do not sum to one, labels out of range, bins < 1.
     """
     probs, labels = checked(probs, labels)
-    return summary(outcomes(probs, labels, log_probs), class_bins(probs, labels, bins))
+    found = outcomes(probs, labels, log_probs)
+    return summary(found, TopBins.of(found, bins), class_bins(probs, labels, bins))
 
 
-def summary(found: Outcomes, table: ClassBins) -> dict[str, Any]:
-    """The metrics of outcomes, and of the bins of every class's probability.
+def summary(found: Outcomes, top: TopBins, table: ClassBins) -> dict[str, Any]:
+    """The metrics of outcomes, and of the bins of their confidence and of every class's probability.
 
     Returns:
         accuracy; macro_f1; nll (nats, may be inf); brier, and its parts brier_reliability, brier_resolution,
@@ -38,8 +39,8 @@ def summary(found: Outcomes, table: ClassBins) -> dict[str, Any]:
         per_class_accuracy (list of C, None for a class without images); and what the calibration figures depend on:
         n images, bins, classes (the size of the label space).
     """
-    bins = table.count.shape[1]
-    top = TopBins.of(found, bins)
+    bins = len(top.count)
+    _, risk = risk_coverage(found.confidence, found.correct)
     score = found.brier.mean().item()
     parts = {f"brier_{name}": value for name, value in table.decomposition(score).items()}
     return {
@@ -52,10 +53,10 @@ def summary(found: Outcomes, table: ClassBins) -> dict[str, Any]:
         "adaptive_ece": equal_mass_ece(found, bins),
         "classwise_ece": table.ece,
         "mce": top.mce,
-        "aurc": aurc(found.confidence, found.correct),
-        "e_aurc": e_aurc(found.confidence, found.correct),
+        "aurc": risk.mean().item(),
+        "e_aurc": excess_of(risk),
         "coverage": list(COVERAGES),
-        "accuracy_at_coverage": accuracy_at(found.confidence, found.correct),
+        "accuracy_at_coverage": accuracies_of(risk),
         "confidence": found.confidence.mean().item(),
         "per_class_accuracy": recalls(found),
         "n": len(found),

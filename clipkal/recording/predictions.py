@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from clipkal.evaluation import Evaluation, SetEvaluation
-from clipkal.tracking.writing import valid
 
 
 def table(evaluation: Evaluation, probabilities: bool = True) -> pa.Table:
@@ -39,11 +38,11 @@ def rows(name: str, one: SetEvaluation, predictive: str, probabilities: bool = T
     """The rows of `table` for one set, called `name`, and one predictive."""
     found, space, n = one.predictions[predictive], torch.tensor(one.classes), len(one.ids)
     columns = {
-        "set": _texts([valid(name)] * n),
-        "role": _texts([one.role] * n),
-        "id": _texts(list(map(valid, one.ids))),
+        "set": _text(name, n),
+        "role": _text(one.role, n),
+        "id": _texts(one.ids),
         "label": _numbers(one.labels),
-        "predictive": _texts([predictive] * n),
+        "predictive": _text(predictive, n),
         "predicted": _numbers(space[found.predicted]),
         "confidence": _numbers(found.confidence),
     }
@@ -64,10 +63,20 @@ def _numbers(values: Tensor) -> pa.Array:
 
 
 def _texts(values: Sequence[str]) -> pa.Array:
-    """A column of strings."""
+    """A column of N strings; a lone surrogate, as in a file name that is no text, is written \\udcXX."""
     data = [value.encode("utf-8", "backslashreplace") for value in values]
-    ends = np.cumsum([0, *map(len, data)], dtype=np.int64)
-    return pa.LargeStringArray.from_buffers(len(data), pa.py_buffer(ends), pa.py_buffer(b"".join(data)))
+    return _strings(np.fromiter(map(len, data), np.int64, len(data)), b"".join(data))
+
+
+def _text(value: str, n: int) -> pa.Array:
+    """A column that has one string n times."""
+    data = value.encode("utf-8", "backslashreplace")
+    return _strings(np.full(n, len(data)), data * n)
+
+
+def _strings(lengths: np.ndarray, data: bytes) -> pa.Array:
+    ends = np.concatenate([[0], lengths]).cumsum()
+    return pa.LargeStringArray.from_buffers(len(lengths), pa.py_buffer(ends), pa.py_buffer(data))
 
 
 def _flat(array: np.ndarray) -> pa.Array:

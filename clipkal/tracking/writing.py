@@ -41,16 +41,16 @@ def plain(value: Any, text: Callable[[str], str] = str) -> Any:
 
     `text` is what becomes of strings and keys: `valid` for those who take nothing but Unicode.
     """
+    if value is None or type(value) in (bool, int, float):  # first, since most are numbers
+        return value
+    if isinstance(value, str):
+        return text(str(value))
     if isinstance(value, Mapping):
         return {text(str(key)): plain(item, text) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
         return [plain(item, text) for item in value]
     if isinstance(value, Path):
         return text(value.as_posix())
-    if isinstance(value, str):
-        return text(str(value))
-    if value is None or type(value) in (bool, int, float):
-        return value
     if hasattr(value, "tolist"):
         return plain(value.tolist(), text)
     return value
