@@ -12,20 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import whole_runs
 from PIL import Image
+from whole_runs import FROM_HERE, results_in
 
 from clipkal import cli
 from clipkal.app import run
 from clipkal.config import compose
 
-QUICK = [
-    "dataset=digits",
-    "tracking=disabled",
-    "fewshot.shots=2",
-    "predictive.samples=8",
-    "data.progress=false",
-]
-FROM_HERE = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+QUICK = ["dataset=digits", *whole_runs.QUICK]
 FILES = {
     "config.yaml",
     "metrics.csv",
@@ -42,13 +37,7 @@ FILES = {
 
 
 def execute(folder, *overrides):
-    run(compose([*QUICK, f"output_dir={folder}", *overrides]))
-    return results_in(folder)
-
-
-def results_in(folder):
-    (path,) = Path(folder).rglob("results.json")
-    return path.parent, json.loads(path.read_text(encoding="utf-8"))
+    return whole_runs.execute(folder, *QUICK, *overrides)
 
 
 def files_of(directory):
@@ -292,12 +281,12 @@ def test_jobs_of_a_multirun_leave_their_figures_to_the_report(tmp_path, capsys, 
 def test_the_saved_adapter_gives_the_recorded_predictions_back(tmp_path):
     from clipkal.adapters import LinearAdapter
     from clipkal.app import few_shot_task
-    from clipkal.recording.checkpoint import load_adapter
+    from clipkal.tracking.tensors import read_tensors
 
     overrides = [*QUICK, "method=adamw", "optimizer.epochs=2", "optimizer.lr=0.01", f"output_dir={tmp_path}"]
     run(compose(overrides))
     directory, results = results_in(tmp_path)
-    state, about = load_adapter(directory / "adapter.safetensors", {"run_id": results["run_id"]})
+    state, about = read_tensors(directory / "adapter.safetensors")
     task, _, _ = few_shot_task(compose(overrides))
     adapter = LinearAdapter(task.text_features, task.logit_scale, coordinates="classes")
     adapter.load_state_dict(state)

@@ -1,14 +1,11 @@
 """Runs that learn inside the tower, from images: `method=loko`, and others with `adapter=lora`."""
 
-import json
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from whole_runs import coloured_images, results_in
 
 from clipkal import cli
 from clipkal.app import few_shot_task, run
@@ -16,44 +13,27 @@ from clipkal.backbones import pixels
 from clipkal.config import compose
 from clipkal.errors import ConfigError
 from clipkal.methods import make_build
-from clipkal.recording.checkpoint import load_adapter
+from clipkal.tracking.tensors import read_tensors
 from clipkal.training import Plan, train
-
-CLASSES = ("circle", "star", "moon")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two domains of three classes of five images that colour tells apart."""
     root = tmp_path_factory.mktemp("images")
-    for domain, light in (("day", 60), ("night", 0)):
-        for index, name in enumerate(CLASSES):
-            for i in range(5):
-                path = root / domain / name / f"{i}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                noise = np.random.default_rng(10 * index + i).integers(0, 60, (24, 24, 3))
-                noise[..., index] += 120 + light
-                Image.fromarray(noise.astype(np.uint8)).save(path)
+    coloured_images(root, {"day": 180, "night": 120}, ("circle", "star", "moon"), each=5, noise=60)
     return root
 
 
 def overrides_for(folder, out, *more):
     quick = ["tracking=disabled", "data.progress=false", "fewshot.shots=1", "fewshot.validation=none"]
-    return [
-        "dataset=folder",
-        f"dataset.path={folder}",
-        "dataset.id_domain=day",
-        *quick,
-        f"output_dir={out}",
-        "adapter.rank=2",
-        *more,
-    ]
+    images = ["dataset=folder", f"dataset.path={folder}", "dataset.id_domain=day"]
+    return [*images, *quick, f"output_dir={out}", "adapter.rank=2", *more]
 
 
 def execute(folder, out, *more):
     run(compose(overrides_for(folder, out, *more)))
-    (path,) = Path(out).rglob("results.json")
-    return path.parent, json.loads(path.read_text(encoding="utf-8"))
+    return results_in(out)
 
 
 def test_loko_filters_lora_from_images_and_leaves_a_whole_run_behind(folder, tmp_path):
@@ -65,7 +45,7 @@ def test_loko_filters_lora_from_images_and_leaves_a_whole_run_behind(folder, tmp
         assert one["predictive"]["probit"]["epistemic"] > 0
     names = {p.name for p in directory.iterdir()}
     assert {"adapter.safetensors", "posterior.safetensors", "predictions.parquet", "shots.json"} <= names
-    state, about = load_adapter(directory / "adapter.safetensors", {"run_id": results["run_id"]})
+    state, about = read_tensors(directory / "adapter.safetensors")
     assert about["adapter_settings"]["rank"] == 2
     assert any(value.abs().max() > 0 for name, value in state.items() if name.endswith("up.weight"))
 
@@ -137,7 +117,7 @@ def test_another_dataset_is_asked_of_the_adapted_tower(folder, tmp_path):
     cfg = compose(overrides_for(folder, tmp_path, *more))
     task, backbone, _ = few_shot_task(cfg)
     adapter, other = make_adapter(cfg, task, backbone), task.transfer["night"]
-    state, _ = load_adapter(directory / "adapter.safetensors", {"run_id": results["run_id"]})
+    state, _ = read_tensors(directory / "adapter.safetensors")
     adapter.load_state_dict(state)
     with adapter.classes(other.text_features), torch.no_grad():
         right = adapter(other.test.inputs[:]).argmax(1) == other.test.labels

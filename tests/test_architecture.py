@@ -17,6 +17,7 @@ LAYERS = (
     {"adapters", "optim"},
     {"tracking", "uncertainty"},
     {"evaluation", "scoring", "training"},
+    {"commandline"},
     {"inventory", "methods", "pretraining", "recording", "report"},
     {"inference"},
     {"__main__", "app", "cli", "pretrain"},

@@ -5,7 +5,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,7 @@ def load_backbone(cfg: Any, device: str | torch.device = "cpu") -> Backbone | No
         BackboneError: the model or its weights cannot be had or do not fit.
         ConfigError: a setting has no such value.
     """
-    where = _device(device)
+    where = device_of(device)
     if cfg.model == PRECOMPUTED:
         return None
     precision = _setting(cfg, "precision", "fp32")
@@ -155,7 +155,7 @@ def _create(source: Source, settings: dict[str, Any], quick_gelu: bool | None) -
     text = source.config.get("text_cfg", {})
     needs_hub = source.model.startswith("hf-hub:") or "hf_tokenizer_name" in text or "hf_model_name" in text
     try:
-        with _quiet(), torch.random.fork_rng(devices=[]), hub() if needs_hub else _nothing():
+        with quiet(), torch.random.fork_rng(devices=[]), hub() if needs_hub else nullcontext():
             torch.manual_seed(0)  # random weights are always the same ones
             model, _, preprocess = open_clip.create_model_and_transforms(
                 source.model, load_weights=False, pretrained_text=False, **(source.preprocess | settings)
@@ -170,7 +170,7 @@ def _create(source: Source, settings: dict[str, Any], quick_gelu: bool | None) -
         fitting.fit(model, weights, source.checkpoint, source.model)
     fitting.check_sound(model, str(source.checkpoint or source.model))
     try:
-        with _quiet(), hub() if needs_hub else _nothing():
+        with quiet(), hub() if needs_hub else nullcontext():
             tokenizer = open_clip.get_tokenizer(source.model, **source.tokenizer)
     except Exception as error:
         missing = f"; pip install {error.name}" if isinstance(error, ModuleNotFoundError) else ""
@@ -231,7 +231,8 @@ def _setting(cfg: Any, key: str, default: Any) -> Any:
     return default if value is None else value
 
 
-def _device(device: str | torch.device) -> torch.device:
+def device_of(device: str | torch.device) -> torch.device:
+    """The device by its name, "auto" the first GPU where there is one; ConfigError for one that is not here."""
     if str(device) == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -251,8 +252,8 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip logs a page for every model and warns of what is checked here already."""
+def quiet() -> Iterator[None]:
+    """No log lines and no warnings: open_clip logs a page for every model and warns of what is checked here already."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -261,8 +262,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield

@@ -24,7 +24,7 @@ class Pixels:
     rows: a slice or an int64 tensor. Raises DataError for an image that cannot be decoded.
     """
 
-    def __init__(self, backbone: Backbone, image_set: ImageSet, workers: int = 0):
+    def __init__(self, backbone: Backbone, image_set: ImageSet, workers: int):
         self.backbone, self.image_set, self.workers = backbone, image_set, workers
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """Class prompts through the frozen text tower: one unit-norm feature per class.
 
-The ensemble rule of the field: normalise the feature of each sentence, average over the sentences of a class,
-    normalise again.
+The ensemble rule of the field: normalise the feature of each sentence, average over the sentences of a class, and
+normalise again.
 """
 
 import logging

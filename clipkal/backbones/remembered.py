@@ -20,7 +20,7 @@ from torch import Tensor
 from clipkal import files
 from clipkal.backbones.cache import CacheDir, Header, directory, load_or_compute
 from clipkal.backbones.memory import worker_memory
-from clipkal.backbones.openclip import Backbone, _device, load_backbone
+from clipkal.backbones.openclip import Backbone, device_of, load_backbone
 from clipkal.backbones.sources import CONFIG_FILE, MINI_FOLDER
 
 LIBRARIES = ("open_clip_torch", "torch", "torchvision", "timm")
@@ -28,9 +28,7 @@ WORDS = ("model", "pretrained", "image_mean", "image_std", "weights_sha256", "qu
 FACTS = ("identity", "transform", "logit_scale", "embed_dim", "architecture", "config", "digest")
 
 
-def remembered_backbone(
-    cfg: Any, device: str | torch.device = "cpu", cache_dir: CacheDir = None
-) -> Backbone | None:
+def remembered_backbone(cfg: Any, device: str | torch.device, cache_dir: CacheDir) -> Backbone | None:
     """As `load_backbone`, whose arguments and errors it has, but built no sooner than needed.
 
     cache_dir: the feature cache, see `image_features`.
@@ -38,7 +36,7 @@ def remembered_backbone(
     found = _files(cfg)
     if not found or directory(cache_dir) is None:
         return load_backbone(cfg, device)
-    _device(device)  # one that is not there is told at once
+    device_of(device)  # one that is not there is told at once
     build = cache(lambda: cast(Backbone, load_backbone(cfg, device)))
     key = files.digest(
         json.dumps({word: _plain(getattr(cfg, word, None)) for word in WORDS}),

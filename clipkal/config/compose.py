@@ -36,7 +36,7 @@ def register(config_dir: str | Path | None = None) -> None:
             store.store(group=f"{option.group}/schema", name=option.name, node=option.kind)
 
 
-def compose(overrides: list[str] | None = None, config_dir: str | Path | None = None) -> DictConfig:
+def compose(overrides: list[str], config_dir: str | Path | None = None) -> DictConfig:
     """The configuration that the command line `clipkal --config-dir <config_dir> <overrides>` would run with."""
     register(config_dir)
     more = (
@@ -45,7 +45,7 @@ def compose(overrides: list[str] | None = None, config_dir: str | Path | None = 
         else [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).absolute()}')}]"]
     )
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return hydra_compose("config", overrides=[*map(renamed, overrides or []), *more])
+        return hydra_compose("config", overrides=[*map(renamed, overrides), *more])
 
 
 def quoted(value: str) -> str:

@@ -110,7 +110,7 @@ def check_targets(cfg: Any, plugins: Sequence[str]) -> None:
             check_target(place, target, plugins)
 
 
-def check_target(place: str, target: str, plugins: Sequence[str] = ()) -> None:
+def check_target(place: str, target: str, plugins: Sequence[str]) -> None:
     """The same for one of them."""
     said = f"{place}._target_={target}"
     if place not in KINDS:

@@ -37,7 +37,7 @@ def matched(
     found: Iterable[str],
     keys: Sequence[str],
     place: Path,
-    class_map: Mapping[str, str] | None = None,
+    class_map: Mapping[str, str] | None,
 ) -> dict[str, str]:
     """Which class of ID each class of the OOD set `name` stands for.
 

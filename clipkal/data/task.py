@@ -11,9 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from clipkal.data.checks import check_sets, check_text_features
 from clipkal.data.names import choose
 from clipkal.data.protocol import PROTOCOLS, base_or_new
-from clipkal.data.sets import AnySet, Dataset, ImageSet, check_sets, check_text_features, label_space
+from clipkal.data.sets import AnySet, Dataset, ImageSet, label_space
 from clipkal.data.shotlist import (
     RECORD_VERSION,
     SUBSETS,

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipkal import files
-from clipkal.backbones.openclip import PRECOMPUTED, Backbone
+from clipkal.backbones.openclip import PRECOMPUTED, Backbone, quiet
 from clipkal.backbones.release import CONFIG_FILE
 from clipkal.backbones.sources import MINI_FOLDER
 from clipkal.errors import ClipkalError
@@ -137,7 +137,7 @@ def logits_of(run: Run, images: Images) -> Tensor:
     """The run's own logits [N, C], through its adapter as it was learnt."""
     pixels = _pixels(run.backbone, images)
     with evaluation_mode(run.adapter):
-        return run.adapter(pixels if run.on_images else run.features(pixels)).cpu()
+        return run.adapter(run.inputs(pixels)).cpu()
 
 
 def _pixels(backbone: Backbone, images: Images) -> Tensor:
@@ -150,9 +150,7 @@ def plain_logits(folder: Path, images: Images) -> Tensor:
     import open_clip
     from safetensors.torch import load_file
 
-    from clipkal.backbones.openclip import _quiet
-
-    with _quiet():
+    with quiet():
         model, preprocess = open_clip.create_model_from_pretrained(
             f"local-dir:{folder}", return_transform=True
         )

@@ -5,8 +5,9 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipkal.commandline import Parser, console, positive, say
 from clipkal.errors import BackboneError, ClipkalError, ConfigError
-from clipkal.inference.command import Parser, console, positive, quiet, run_command, say
+from clipkal.inference.command import quiet, run_command
 
 NAME = "clipkal-doctor"
 HELP = """Looks a backbone over: its weights, activation, image transform, tokenizer, context length, logit scale, device and

@@ -9,18 +9,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from clipkal.commandline import Parser, console, say
 from clipkal.errors import ClipkalError
-from clipkal.inference.command import (
-    EXIT,
-    RUN_HELP,
-    SKIPPED,
-    Parser,
-    add_model_options,
-    console,
-    load,
-    run_command,
-    say,
-)
+from clipkal.inference.command import EXIT, RUN_HELP, SKIPPED, add_model_options, load, run_command
 
 NAME = "clipkal-evaluate"
 HELP = """Evaluates a finished run on more sets: nothing is learnt again, the posterior is the stored one.

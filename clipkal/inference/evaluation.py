@@ -37,7 +37,7 @@ LONGEST = 80  # letters of the settings in a file's name
 
 
 @dataclass
-class Later:
+class AddedSets:
     """What was found on sets that were added to a finished run.
 
     Attributes:
@@ -51,7 +51,7 @@ class Later:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def evaluate_run(run: Run, cfg: DictConfig, config_dir: Path | None = None) -> Later:
+def evaluate_run(run: Run, cfg: DictConfig, config_dir: Path | None) -> AddedSets:
     """Predicts and scores the sets that `cfg` describes, with every predictive of the run.
 
     Where the run's own dataset is at hand, its test set is the reference of OOD detection, and its shots and validation
@@ -89,7 +89,7 @@ def evaluate_run(run: Run, cfg: DictConfig, config_dir: Path | None = None) -> L
             new = evaluate(run.reader, {name: ("transfer", other_set)}, **how)
         found.sets[name] = replace(new.sets[name], class_names=other.class_names)
         found.settings = found.settings or new.settings
-    return Later(found, skipped, OmegaConf.to_container(cfg.dataset, resolve=True))  # type: ignore[arg-type]
+    return AddedSets(found, skipped, OmegaConf.to_container(cfg.dataset, resolve=True))  # type: ignore[arg-type]
 
 
 def _own(run: Run, cfg: DictConfig) -> FewShotTask | None:
@@ -203,7 +203,7 @@ def _reference(run: Run) -> SetEvaluation:
     return SetEvaluation("id", [], torch.zeros(0, dtype=torch.int64), [], scores=scores)
 
 
-def write_evaluation(run: Run, found: Later, settings: Sequence[str], name: str | None = None) -> Path:
+def write_evaluation(run: Run, found: AddedSets, settings: Sequence[str], name: str | None) -> Path:
     """`evaluations/<name>.json` and `.parquet` in the run directory, each whole or absent; an older one is replaced."""
     name = _name(settings) if name is None else name
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,119}", name):

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipkal import files
+from clipkal.commandline import Parser, console, say
 from clipkal.errors import ClipkalError
-from clipkal.inference.command import EXIT, RUN_HELP, Parser, check_run, console, quiet, run_command, say
+from clipkal.inference.command import EXIT, RUN_HELP, check_run, quiet, run_command
 from clipkal.tracking.writing import writing
 
 NAME = "clipkal-export"

@@ -2,9 +2,6 @@
 
 import contextlib
 import io
-import logging
-import warnings
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from clipkal.backbones.openclip import quiet
 from clipkal.errors import ClipkalError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -49,7 +47,7 @@ def write_onnx(folder: Path, pixels: Tensor, expected: Tensor) -> str:
 
     require()
     head, path = load_file(folder / "class_head.safetensors"), folder / "model.onnx"
-    with _quiet():
+    with quiet(), contextlib.redirect_stdout(io.StringIO()):  # the exporter prints pages
         model = open_clip.create_model(f"local-dir:{folder}").eval()
         classifier = Classifier(model, head["weight"], head["log_scale"]).eval()
         try:
@@ -77,19 +75,6 @@ def onnx_logits(path: Path, pixels: Tensor) -> Tensor:
     options.log_severity_level, options.intra_op_num_threads = 3, torch.get_num_threads()
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return torch.from_numpy(session.run(["logits"], {"images": pixels.numpy()})[0])
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter and open_clip log pages."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _first_line(error: Exception) -> str:

@@ -8,20 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from clipkal.inference.command import (
-    EXIT,
-    RUN_HELP,
-    SKIPPED,
-    Parser,
-    add_model_options,
-    complain,
-    console,
-    load,
-    positive,
-    run_command,
-    say,
-    share,
-)
+from clipkal.commandline import Parser, complain, console, picture_format, positive, say, share
+from clipkal.inference.command import EXIT, RUN_HELP, SKIPPED, add_model_options, load, run_command
 
 NAME = "clipkal-predict"
 HELP = """Predicts images with a finished run: class, probability, and how uncertain it is and why.
@@ -84,10 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def predict(options: argparse.Namespace) -> int:
     """Predicts, and writes what was asked for; the exit status."""
-    from clipkal.inference.writers import check_ending, form_of, writer
+    from clipkal.inference.writers import check_ending, writer
 
     if options.sheet is not None:
-        form_of(options.sheet)
+        picture_format("--sheet", options.sheet)
     if options.out is not None:
         check_ending(options.out)
     run = load(options)  # before the images are looked for: a wrong folder is told at once

@@ -1,6 +1,6 @@
 """`load_run(path)`: a finished run that predicts as it did when it was evaluated."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from clipkal import files
-from clipkal.backbones.features import batches, encode, reduced_precision
+from clipkal.backbones.features import encode, reduced_precision
 from clipkal.backbones.openclip import Backbone
 from clipkal.backbones.progress import progress_bar
 from clipkal.errors import CheckpointError, ClipkalError, ConfigError, DataError
 from clipkal.inference import loading
-from clipkal.inference.images import Images, gather
+from clipkal.inference.batches import portions, readable
+from clipkal.inference.images import gather
 from clipkal.inference.record import ANEW, PREDICTIONS, Record, read_record
 from clipkal.inference.results import Predictions, joined
 from clipkal.methods import learns_from_images
@@ -153,13 +154,8 @@ class Run:
             DataError: an image cannot be read and on_bad_image is "error", or none can; or what was given is no image.
             ConfigError: the run has no such predictive, or `reject` is no share.
         """
-        options: dict[str, Any] = {
-            "on_bad_image": on_bad_image,
-            "reject": reject,
-            "sets": sets,
-            "workers": workers,
-        }
-        return joined(list(self.stream(images, predictive, progress=progress, **options)))
+        how: dict[str, Any] = {"on_bad_image": on_bad_image, "reject": reject, "sets": sets}
+        return joined(list(self.stream(images, predictive, workers=workers, progress=progress, **how)))
 
     def stream(
         self,
@@ -182,8 +178,10 @@ class Run:
         skipped: list[tuple[str, str]] = []
         any_read = False
         with progress_bar("predicting", len(found), progress) as advance:
-            seen = self._seen(found, workers, on_bad_image == "error", skipped, advance)
-            for inputs, ids in _portions(seen, self._portion(name)):
+            strict = on_bad_image == "error"
+            read = readable(self.backbone, found, workers, strict, skipped, advance)
+            seen = ((self.inputs(pixels), ids) for pixels, ids in read)
+            for inputs, ids in portions(seen, self._portion(name)):
                 any_read = True
                 told, skipped[:] = list(skipped), []
                 yield self._predictions(inputs, ids, name, told).rejecting(threshold).with_sets(limit)
@@ -204,7 +202,7 @@ class Run:
             raise DataError("features are not finite")
         rows = torch.nn.functional.normalize(rows, dim=-1)
         ids = [f"feature {i}" for i in range(len(rows))]
-        chunks = _portions([(rows, ids)], self._portion(name))
+        chunks = portions([(rows, ids)], self._portion(name))
         return joined([self._predictions(chunk, some, name, []) for chunk, some in chunks])
 
     def threshold(self, reject: float, predictive: str | None = None) -> float:
@@ -257,24 +255,9 @@ class Run:
             return most
         return min(most, max(1, MEMORY_BUDGET // (32 * readout.samples * len(self.class_names))))
 
-    def _seen(
-        self, images: Images, workers: int, strict: bool, skipped: list[tuple[str, str]], advance: Any
-    ) -> Iterator[tuple[Tensor, list[str]]]:
-        """Inputs of the adapter and the images' names, batch by batch; what cannot be read is added to `skipped`."""
-        start = 0
-        for pixels, problems in batches(self.backbone, images, workers):
-            if problems and strict:
-                raise DataError(
-                    f"{problems[0][1]}; mend or leave out the image, or skip those that cannot be read"
-                )
-            bad = {place for place, _ in problems}
-            count = len(problems) + (0 if pixels is None else len(pixels))
-            ids = [images.ids[i] for i in range(start, start + count) if i not in bad]
-            skipped += [(images.ids[place], reason) for place, reason in problems]
-            start += count
-            if pixels is not None:
-                yield pixels if self.on_images else self.features(pixels), ids
-            advance(count)
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """What the adapter takes, of preprocessed images [B, 3, H, W]: the images themselves, or their features."""
+        return pixels if self.on_images else self.features(pixels)
 
     def features(self, pixels: Tensor) -> Tensor:
         """Unit rows [B, d], float32 on the CPU, of preprocessed images [B, 3, H, W]; ClipkalError where they are not finite."""
@@ -306,21 +289,3 @@ class Run:
         if not name.endswith(SCALED):
             return 1.0
         return float(self.record.results["evaluation"]["temperatures"][name.removesuffix(SCALED)])
-
-
-def _portions(seen: Iterable[tuple[Tensor, list[str]]], size: int) -> Iterator[tuple[Tensor, list[str]]]:
-    """The same images in portions of `size`; the last may be smaller."""
-    tensors: list[Tensor] = []
-    names: list[str] = []
-    for inputs, ids in seen:
-        tensors.append(inputs)
-        names += ids
-        if len(names) < size:
-            continue
-        whole = torch.cat(tensors)
-        while len(names) >= size:
-            yield whole[:size], names[:size]
-            whole, names = whole[size:], names[size:]
-        tensors = [whole]
-    if names:
-        yield torch.cat(tensors), names

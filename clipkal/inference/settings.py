@@ -12,7 +12,7 @@ from clipkal.errors import ConfigError
 ALLOWED = ("dataset", "data", "fewshot.transfer")
 
 
-def merged(cfg: DictConfig, settings: Sequence[str], config_dir: Path | None = None) -> DictConfig:
+def merged(cfg: DictConfig, settings: Sequence[str], config_dir: Path | None) -> DictConfig:
     """`cfg` with the settings of `dataset`, `data` and `fewshot.transfer` put in, checked as those of a run.
 
     fewshot.transfer is empty where it is not among them. Raises ConfigError for any other setting.

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from clipkal import files
-from clipkal.inference.writers import form_of
+from clipkal.commandline import picture_format
 from clipkal.inventory.sheet import CELL, INK, MARGIN, MUTED, PAPER, RULE, font, wrapped
 from clipkal.tracking.writing import printable, writing
 
@@ -78,4 +78,4 @@ def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, corner: tuple[int, int],
 def save(sheet: Image.Image, path: Path) -> None:
     """Writes the sheet, whole or not at all."""
     with writing(path), files.atomic_path(path) as temporary:
-        sheet.save(temporary, form_of(path))
+        sheet.save(temporary, picture_format("--sheet", path))

@@ -12,14 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from clipkal import files
+from clipkal.commandline import console, say
 from clipkal.errors import ConfigError
-from clipkal.inference.command import console, say
 from clipkal.tracking.writing import printable, valid, writing
 
 Columns = Mapping[str, list[Any]]
 SHOWN = 40  # rows of the table on a terminal
 ENDINGS = (".csv", ".jsonl", ".parquet")
-FORMS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
 class Writer(Protocol):
@@ -83,13 +82,6 @@ def check_ending(out: Path) -> None:
     """Raises ConfigError for a file of predictions of an unknown kind."""
     if out.suffix.lower() not in ENDINGS:
         raise ConfigError(f"--out {out}: must end in {', '.join(ENDINGS)}")
-
-
-def form_of(path: Path) -> str:
-    """Pillow's name of the format; ConfigError for an ending that it has not."""
-    if path.suffix.lower() not in FORMS:
-        raise ConfigError(f"--sheet {path}: must end in .png, .jpg or .webp")
-    return FORMS[path.suffix.lower()]
 
 
 class _Terminal:

@@ -23,6 +23,7 @@ from clipkal.data.threads import in_threads
 from clipkal.errors import DataError
 from clipkal.inventory.facts import FACTS, Facts
 
+LISTED = 5  # broken images of a set that are named
 CHUNK = 16  # images a thread takes at a time
 Size = tuple[int, int]  # width and height in pixels
 Advance = Callable[[int], None]
@@ -98,12 +99,12 @@ def _lacking_split(path: Path) -> list[str]:
 
 def inspect(
     dataset: Dataset,
-    expected: Facts | None = None,
-    id_domain: str | None = None,
+    expected: Facts | None,
+    id_domain: str | None,
     *,
-    decode: bool = True,
-    workers: int | None = None,
-    advance: Advance = lambda n: None,
+    decode: bool,
+    workers: int | None,
+    advance: Advance,
 ) -> Findings:
     """Checks a loaded dataset.
 
@@ -157,9 +158,9 @@ def _pixels(size: Size) -> int:
     return size[0] * size[1]
 
 
-def _broken(report: SetReport, most: int = 5) -> Iterator[str]:
-    yield from report.broken[:most]
-    if (rest := len(report.broken) - most) > 0:
+def _broken(report: SetReport) -> Iterator[str]:
+    yield from report.broken[:LISTED]
+    if (rest := len(report.broken) - LISTED) > 0:
         yield f"{report.role}: {rest} more of its {report.images} images cannot be read"
 
 

@@ -7,16 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from clipkal import __version__, files
-from clipkal.config import check, compose, explain, quoted
+from clipkal import files
+from clipkal.commandline import (
+    OneLineParser,
+    Parser,
+    complain,
+    console,
+    picture_format,
+    positive,
+    say,
+    status_of,
+)
+from clipkal.config import check, compose, quoted
 from clipkal.errors import ClipkalError
 from clipkal.inventory.facts import FACTS, Facts
 
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
     from clipkal.data.catalogue import Entry
     from clipkal.inventory.check import SetReport
 
+NAME = "clipkal-data"
 HELP = """Looks at datasets before they are used: nothing is trained and nothing is downloaded.
 
 NAME is what you write after dataset= in a run, one of `clipkal-data list`. Any setting of a run can follow it,
@@ -52,59 +60,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if word.startswith("-") or "=" not in word:
             parser.error(f"{word!r} is neither an option nor a setting such as dataset.path=/my/images")
     options.settings = settings
-    try:
-        options.run(options)
-    except (ClipkalError, OSError) as error:
-        _fail(str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        _fail(explain(f"{error}\n{error.__cause__ or ''}"))
-    except KeyboardInterrupt:
-        _fail("stopped", 130)
+    if status := status_of(NAME, options.work, options):
+        sys.exit(status)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        _fail(f"{message} ({self.prog} --help shows how)")
-
-
-def _parser() -> _Parser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="clipkal-data", description=HELP, epilog=EXAMPLES, formatter_class=raw)
-    parser.add_argument("--version", action="version", version=f"clipkal {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+def _parser() -> Parser:
+    parser = Parser(NAME, HELP, EXAMPLES)
+    commands = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", parser_class=OneLineParser
+    )
 
     one = commands.add_parser("list", help="which datasets there are, and which are below the data root")
-    one.set_defaults(run=list_datasets)
+    one.set_defaults(work=list_datasets)
     _add_root(one)
 
     one = _named(commands, "check", "whether a dataset is whole: layout, checksum, counts, every image")
-    one.set_defaults(run=check_dataset)
+    one.set_defaults(work=check_dataset)
     one.add_argument("--no-decode", action="store_true", help="do not decode the images: takes seconds")
     one.add_argument(
-        "--workers", metavar="N", type=_positive, help="decoding threads (default: one for each core)"
+        "--workers", metavar="N", type=positive, help="decoding threads (default: one for each core)"
     )
 
     one = _named(commands, "shots", "the images that a run would learn from, as the run's shots.json")
-    one.set_defaults(run=print_shots)
+    one.set_defaults(work=print_shots)
     _add_draw(one)
     one.add_argument("--out", metavar="FILE", type=Path, help="write there instead of standard output")
 
     one = _named(commands, "preview", "a picture of shots, test and OOD images")
-    one.set_defaults(run=preview)
+    one.set_defaults(work=preview)
     _add_draw(one)
     one.add_argument(
         "--out", metavar="FILE", type=Path, help="a .png, .jpg or .webp (default: NAME-preview.png)"
     )
     one.add_argument(
-        "--classes", metavar="N", type=_positive, default=12, help="how many classes to show (default: 12)"
+        "--classes", metavar="N", type=positive, default=12, help="how many classes to show (default: 12)"
     )
     return parser
 
 
-def _named(commands: argparse._SubParsersAction, name: str, text: str) -> _Parser:
-    one: _Parser = commands.add_parser(name, help=text, description=f"Shows {text}.")
+def _named(commands: argparse._SubParsersAction, name: str, text: str) -> OneLineParser:
+    one: OneLineParser = commands.add_parser(name, help=text, description=f"Shows {text}.")
     if name == "check":
         one.description = f"Finds out {text}."
     one.add_argument("name", metavar="NAME", help=NAME_HELP)
@@ -126,35 +121,6 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
 def _add_draw(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shots", metavar="N", help="images a class, or all (default: 16)")
     parser.add_argument("--seed", metavar="N", type=int, help="the seed of the draw (default: 1)")
-
-
-def _positive(text: str) -> int:
-    number = int(text) if text.isdecimal() and len(text) < 6 else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to 99999")
-    return number
-
-
-def _fail(text: str, status: int = 2) -> NoReturn:
-    _complain(text)
-    sys.exit(status)
-
-
-def _complain(text: str) -> None:
-    """One line on standard error, whatever line breaks a name has."""
-    print(f"clipkal-data: {' '.join(text.splitlines())}", file=sys.stderr)
-
-
-def _console() -> Console:
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    return console
-
-
-def _say(console: Console, line: str, style: str = "") -> None:
-    """A line as it is: what stands in brackets in the name of a folder is no markup."""
-    console.print(Text(line, style), soft_wrap=True)
 
 
 def _composed(options: argparse.Namespace) -> DictConfig:
@@ -179,7 +145,7 @@ def list_datasets(options: argparse.Namespace) -> None:
     from clipkal.data import catalogue
 
     root = options.root or Path(compose(options.settings, options.config_dir).data.root)
-    console = _console()
+    screen = console()
     table = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("dataset", "classes", "ID images: train / val / test", "OOD images", "state"):
         table.add_column(title, justify="left" if title in ("dataset", "state") else "right", no_wrap=True)
@@ -191,11 +157,11 @@ def list_datasets(options: argparse.Namespace) -> None:
         style = {"embedded": "green", "there": "green", "incomplete": "yellow"}.get(state, "dim")
         cells = _counts(one, FACTS.get(one.name))
         table.add_row(Text(one.name), *cells, Text(state, style), Text(one.brief))
-    console.print(table)
-    _say(console, f"data root: {Path(root).absolute()}")
+    screen.print(table)
+    say(screen, f"data root: {Path(root).absolute()}")
     for line in incomplete:
-        _say(console, f"not there: {line}", "yellow")
-    _say(console, "where to get one, and whether it is whole: clipkal-data check NAME")
+        say(screen, f"not there: {line}", "yellow")
+    say(screen, "where to get one, and whether it is whole: clipkal-data check NAME")
 
 
 def _state(one: "Entry", root: Path) -> tuple[str, list[str]]:
@@ -254,16 +220,16 @@ def check_dataset(options: argparse.Namespace) -> None:
             workers=options.workers,
             advance=advance,
         )
-    console = _console()
-    console.print(_sets_table(found.sets))
+    screen = console()
+    screen.print(_sets_table(found.sets))
     for note in found.notes:
-        _say(console, f"· {note}")
+        say(screen, f"· {note}")
     if found.problems:
-        console.file.flush()
+        screen.file.flush()
         _problems(found.problems, about)
     known = " and as many images as are known" if facts else ""
     done = f"all {total:,} decoded" if total else "not decoded" if options.no_decode else "no image to decode"
-    _say(console, f"{found.name} is whole: {found.classes} classes{known}, {done}", "green")
+    say(screen, f"{found.name} is whole: {found.classes} classes{known}, {done}", "green")
 
 
 def _sets_table(sets: "Sequence[SetReport]") -> Table:
@@ -283,7 +249,7 @@ def _sets_table(sets: "Sequence[SetReport]") -> Table:
 def _problems(problems: Sequence[str], about: "Entry") -> NoReturn:
     """One line each, then where to get the dataset; exits with 2."""
     for problem in problems:
-        _complain(problem)
+        complain(NAME, problem)
     for title, text in (("where to get it", about.get), ("terms", about.terms)):
         if text:
             print(f"  {title}: {text}", file=sys.stderr)
@@ -323,14 +289,12 @@ def preview(options: argparse.Namespace) -> None:
     from clipkal.inventory.sheet import contact_sheet
 
     out = options.out or Path(f"{options.name}-preview.png")
-    form = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(out.suffix.lower())
-    if form is None:
-        raise ClipkalError(f"--out {out}: must end in .png, .jpg or .webp")
+    form = picture_format("--out", out)
     sheet, broken = contact_sheet(draw(_composed(options), config_dir=options.config_dir), options.classes)
     with files.atomic_path(out) as temporary:
         sheet.save(temporary, form)
     for line in broken:
-        _complain(line)
+        complain(NAME, line)
     print(f"{out}  {sheet.width} x {sheet.height} pixels, {out.stat().st_size / 1e6:.1f} MB")
 
 

@@ -21,6 +21,7 @@ from clipkal.errors import DataError
 INK, MUTED, RULE, PAPER, CELL, BROKEN = "#1f2430", "#6b7280", "#d8dce3", "#ffffff", "#f3f4f6", "#f6c9b8"
 SIDE, GAP, GROUP_GAP, MARGIN, LABEL = 84, 4, 18, 20, 150
 HEAD = MARGIN + 118  # title, ID or OOD, names of the sets in at most two lines, and how many images they have
+SHOTS = 4  # of a class that are shown at most
 MANY = 4  # with more OOD sets than this, each shows one image a class instead of two
 
 
@@ -35,13 +36,12 @@ class Group:
     samples: dict[int, list[int]]
 
 
-def contact_sheet(task: FewShotTask, rows: int = 12, shots: int = 4) -> tuple[Image.Image, list[str]]:
+def contact_sheet(task: FewShotTask, rows: int) -> tuple[Image.Image, list[str]]:
     """Draws the sheet.
 
     Args:
         task: the drawn task; its record's seed chooses the test samples.
         rows: how many classes to show at most, evenly spread over the labels.
-        shots: how many shots of each class to show at most.
 
     Returns:
         The picture, and one line for each image on it that could not be read.
@@ -51,7 +51,7 @@ def contact_sheet(task: FewShotTask, rows: int = 12, shots: int = 4) -> tuple[Im
     """
     labels = spread(len(task.class_names), rows)
     stream = random.Random(task.record["seed"])
-    groups = [_group(task.name, "shots", False, task.shots, labels, shots, None)]
+    groups = [_group(task.name, "shots", False, task.shots, labels, SHOTS, None)]
     groups.append(_group(task.name, "test", False, task.test, labels, 1, stream))
     each = 1 if len(task.ood) > MANY else 2
     groups += [_group(task.name, name, True, one, labels, each, stream) for name, one in task.ood.items()]

@@ -148,7 +148,7 @@ def check_finite(value: Tensor, what: str) -> None:
         raise FloatingPointError(f"{what}: {bad} of {value.numel()} values are not finite; step refused")
 
 
-def check_finite_everywhere(value: Tensor, what: str, group: Group | None = None) -> None:
+def check_finite_everywhere(value: Tensor, what: str, group: Group | None) -> None:
     """`check_finite` of the value each process has: all of them raise if one does."""
     if world_size(group) == 1:
         check_finite(value, what)

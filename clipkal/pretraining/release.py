@@ -40,7 +40,7 @@ def load_release(folder: Path) -> tuple[open_clip.CLIP, SimpleTokenizer]:
     return model.eval(), tokenizer
 
 
-def write_release(trainer: Trainer, merges: Path, folder: Path, *, per_class: int = 20) -> None:
+def write_release(trainer: Trainer, merges: Path, folder: Path, *, per_class: int) -> None:
     """Write the four files of the release.
 
     The card's table is measured on the weights as released, with `per_class` images a class and style;

@@ -185,13 +185,6 @@ def save_adapter(path: str | Path, module_state: Mapping[str, Tensor], metadata:
     return write_tensors(path, module_state, {**metadata, "shapes": _shapes(module_state)})
 
 
-def load_adapter(path: str | Path, expected: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """State and metadata of a saved adapter; CheckpointError where its metadata differ from `expected`."""
-    tensors, metadata = read_tensors(path)
-    _compare(Path(path), metadata, plain(expected), "choose the run that belongs to these settings")
-    return tensors, metadata
-
-
 # -- what a predictive has learnt ----------------------------------------------------------------------------
 
 

@@ -3,28 +3,15 @@
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-
-from clipkal.app import run
-from clipkal.config import compose
-
-CLASSES = ("circle", "star", "moon")
+from whole_runs import coloured_images, execute
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """Two domains of three classes of six images that colour tells apart."""
     root = tmp_path_factory.mktemp("images")
-    for domain, light in (("day", 60), ("night", 0)):
-        for index, name in enumerate(CLASSES):
-            for i in range(6):
-                path = root / domain / name / f"{i}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                noise = np.random.default_rng(10 * index + i).integers(0, 90, (24, 24, 3))
-                noise[..., index] += 60 + light
-                Image.fromarray(noise.astype(np.uint8)).save(path)
+    coloured_images(root, {"day": 120, "night": 60}, ("circle", "star", "moon"), each=6)
     return root
 
 
@@ -38,9 +25,7 @@ def finished(images, tmp_path_factory):
     def directory(*settings: str, own: bool = True) -> Path:
         if settings not in made:
             out = tmp_path_factory.mktemp("runs")
-            run(compose([*(common if own else common[3:]), f"output_dir={out}", *settings]))
-            (results,) = out.rglob("results.json")
-            made[settings] = results.parent
+            made[settings], _ = execute(out, *(common if own else common[3:]), *settings)
         return made[settings]
 
     return directory

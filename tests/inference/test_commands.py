@@ -1,7 +1,6 @@
 """`clipkal-predict`, `clipkal-export`, `clipkal-evaluate` and `clipkal-doctor` as a user types them."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from whole_runs import FROM_HERE
 
 import clipkal
 from clipkal.data.drawing import draw
@@ -21,8 +21,6 @@ from clipkal.inference import doctor, evaluate, export, predict
 from clipkal.inference.writers import writer
 from clipkal.report.aggregate import aggregate
 from clipkal.report.collect import collect
-
-FROM_HERE = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
 
 def typed(command, *words):
@@ -164,6 +162,7 @@ PLAIN = """
 import sys, torch, open_clip, numpy as np
 from PIL import Image
 from safetensors.torch import load_file
+from whole_runs import FROM_HERE
 image, *folders = sys.argv[1:]
 for out in folders:
     model = open_clip.create_model("local-dir:" + out).eval()

@@ -1,12 +1,15 @@
 """Small models and independent oracles for the tests of the optimisers."""
 
+import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
+from clipkal.optim import BatchOptimizer
 from clipkal.optim.kalman.covariance.diagonal import Covariance
 
 
@@ -72,6 +75,33 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(same, one, other))
     return type(one) is type(other) and one == other
+
+
+def assert_resumes(
+    make_model: Callable[[], nn.Module],
+    make: Callable[[nn.Module], BatchOptimizer],
+    data: list[tuple[Tensor, Tensor]],
+    split: int,
+) -> tuple[BatchOptimizer, BatchOptimizer]:
+    """An optimiser whose state is written after `split` batches, and the one that read it, which goes on bit for bit."""
+    model, other = make_model(), make_model()
+    optimiser, file = make(model), io.BytesIO()
+    for x, y in data[:split]:
+        optimiser.step(x, y)
+    torch.save((model.state_dict(), optimiser.state_dict()), file)
+    file.seek(0)
+    weights, state = torch.load(file, weights_only=True)
+    resumed = make(other)
+    other.load_state_dict(weights)
+    resumed.load_state_dict(state)
+    infos = []
+    for each in (optimiser, resumed):
+        torch.manual_seed(1)  # SophiaH draws from the global generator
+        infos.append([each.step(x, y) for x, y in data[split:]])
+    assert infos[0] == infos[1]
+    assert same(model.state_dict(), other.state_dict())
+    assert same(optimiser.state_dict(), resumed.state_dict())
+    return optimiser, resumed
 
 
 def dense_of(covariance: Covariance) -> Tensor:

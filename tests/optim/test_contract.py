@@ -1,14 +1,13 @@
 """What every optimiser of the package promises, whatever it is made of. (One process = two: test_distributed.py.)"""
 
 import copy
-import io
 import math
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
-from kalman_models import batch, bilinear, same
+from kalman_models import assert_resumes, batch, bilinear, same
 from torch import Tensor, nn
 
 from clipkal import optim
@@ -80,25 +79,7 @@ def test_a_step_says_what_it_saw_and_calls_each_hook_once(make_model, make) -> N
 
 
 def test_a_restored_optimiser_goes_on_bit_for_bit(make_model, make) -> None:
-    data, model = batches(9), make_model()
-    optimiser = make(model)
-    for x, y in data[:5]:
-        optimiser.step(x, y)
-    file = io.BytesIO()
-    torch.save((model.state_dict(), optimiser.state_dict()), file)
-    file.seek(0)
-    weights, state = torch.load(file, weights_only=True)
-    other = make_model()
-    resumed = make(other)
-    other.load_state_dict(weights)
-    resumed.load_state_dict(state)
-    infos = []
-    for each in (optimiser, resumed):
-        torch.manual_seed(1)  # SophiaH draws from the global generator
-        infos.append([each.step(x, y) for x, y in data[5:]])
-    assert infos[0] == infos[1]
-    assert same(model.state_dict(), other.state_dict())
-    assert same(optimiser.state_dict(), resumed.state_dict())
+    assert_resumes(make_model, make, batches(9), split=5)
 
 
 @pytest.mark.parametrize("fault", ["nan in the inputs", "inf in the inputs", "nan in a parameter"])

@@ -105,7 +105,11 @@ IMPOSSIBLE = [
         for name in ("lr", "damping", "weight_decay", "momentum")
         for value in (nan, inf, -1.0)
     ],
+    *[(KFAC, {name: 1.0}) for name in ("momentum", "ema")],
+    *[(KFAC, {name: "x"}) for name in ("fisher", "solver")],
+    *[(make, wrong) for make in NATURAL for wrong in ({"damping": 0.0}, {"units": "x"})],
     *[(make, {"rho": value}) for make in (RING, RENG) for value in (nan, inf, -1.0)],
+    (RING, {"rho_warmup": -1}),
 ]
 
 

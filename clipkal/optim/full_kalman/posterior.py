@@ -134,7 +134,7 @@ class LaplacePosterior:
         return self._factor
 
     def sample_functions(
-        self, samples: int, generator: torch.Generator | None, tolerance: float | None = None
+        self, samples: int, generator: torch.Generator | None, tolerance: float | None
     ) -> FunctionSamples:
         """Functions from the posterior, in float32; tolerance: of the CG residual."""
         return FunctionSamples.of(self.coordinates(samples, generator, tolerance), self.classes())
@@ -248,7 +248,7 @@ class OtherClasses:
         return self.wide.left
 
     def sample_functions(
-        self, samples: int, generator: torch.Generator | None, tolerance: float | None = None
+        self, samples: int, generator: torch.Generator | None, tolerance: float | None
     ) -> FunctionSamples:
         """Functions from the posterior, in float32; S·q more numbers for each direction beyond the learnt ones."""
         wide = self.wide

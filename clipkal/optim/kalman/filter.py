@@ -52,12 +52,11 @@ class KalmanFilter(LinearisedPosterior, BatchOptimizer):
             iterated, for a bilinear model, and diagonal for others.
         gate: none | mahalanobis_hard | mahalanobis_soft | imq, or a Gate.
         prior: the variance p₀ of P₀ = p₀ I, or "ratio": p₀ such that on the first batch the mean over images and
-            outputs of diag(H P₀ Hᵀ)/R₀ is `ratio` (None: the observation's default, of a network whose layers move
-            together a tenth of it, and there a block's step is halved until the block is no less likely than before:
-            the logits are linear in a short range only; with covariance="lowrank" such networks learn best). For the categorical
-            observation that is the mean prior variance of the centred logits (Categorical.reference says why).
-            A first batch with zero Jacobian is skipped.
-        ratio: of prior="ratio"; None: the observation's default.
+            outputs of diag(H P₀ Hᵀ)/R₀ is `ratio`. For the categorical observation that is the mean prior variance of
+            the centred logits (Categorical.reference says why). A first batch with zero Jacobian is skipped.
+        ratio: of prior="ratio"; None: the observation's default, or a tenth of it for a network whose layers move
+            together, whose logits are linear in a short range only. There a block's step is halved, too, until the
+            block is no less likely than before; covariance="lowrank" learns best.
         priors: variances of single parameters by name, which override `prior`.
         process_noise, fading: q ≥ 0 and λ ≤ 1, once a step.
         rho: ρ of R-Kalman; 0 is the plain filter.

@@ -51,9 +51,8 @@ class LinearisedPosterior(Posterior):
     temperature: float
     readout: Readout
     anchors: Tensor | None = None
-    _shared: tuple[Tensor, Tensor] | None = (
-        None  # the first anchor's logits, by which classes and θ are known, and a root of Σ
-    )
+    # The first anchor's logits, by which classes and θ are known, and a root of Σ
+    _shared: tuple[Tensor, Tensor] | None = None
 
     @property
     def posterior(self) -> Posterior:

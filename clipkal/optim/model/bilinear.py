@@ -117,7 +117,7 @@ class BilinearJacobian(Jacobian):
     # The joint update of a block
 
     def diagonal_update(
-        self, variance: Tensor, measurement: "Measurement", weigher: "Weigher", iterations: int = 1
+        self, variance: Tensor, measurement: "Measurement", weigher: "Weigher", iterations: int
     ) -> DiagonalUpdate:
         P = variance.view(self.left.shape[1], self.right.shape[1])
         solved = self._solve(P, measurement, weigher, iterations)

@@ -142,7 +142,7 @@ class Jacobian(ABC):
         return {name: self.vector.view(rows, name).double().square().sum() for name in self.vector.names}
 
     def diagonal_update(
-        self, variance: Tensor, measurement: "Measurement", weigher: "Weigher", iterations: int = 1
+        self, variance: Tensor, measurement: "Measurement", weigher: "Weigher", iterations: int
     ) -> DiagonalUpdate:
         """Conditions N(θ, diag(variance)) on the block; changes nothing. (bm)² n flop by rows, linearised once.
 

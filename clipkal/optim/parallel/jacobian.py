@@ -62,7 +62,7 @@ class GatheredJacobian(Jacobian):
 class DistributedRoute(JacobianRoute):
     """A route whose batches are the whole group's; a process linearises only its own images."""
 
-    def __init__(self, route: JacobianRoute, group: Group | None = None):
+    def __init__(self, route: JacobianRoute, group: Group | None):
         super().__init__(route.model, route.vector, route.memory)
         self.route, self.group = route, group
 

@@ -30,7 +30,7 @@ def world_size(group: Group | None = None) -> int:
 
 
 @torch.no_grad()
-def broadcast(tensors: Iterable[Tensor], group: Group | None = None) -> None:
+def broadcast(tensors: Iterable[Tensor], group: Group | None) -> None:
     """Copies the values of the group's first process to all others, in place, so that all start equal."""
     if world_size(group) > 1:
         for tensor in tensors:
@@ -89,7 +89,7 @@ class Shards:
         """Whether this process holds the whole batch."""
         return world_size(self.group) == 1
 
-    def local_slice(self, images: slice = EVERY) -> slice:
+    def local_slice(self, images: slice) -> slice:
         """Where, among this process's own images, those of a slice of the whole batch are."""
         before = int((self.owners[: images.start or 0] == self.rank).sum())
         return slice(before, before + int((self.owners[images] == self.rank).sum()))

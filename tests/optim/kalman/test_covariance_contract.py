@@ -1,12 +1,11 @@
 """What every covariance promises: algebra that is the dense one's, draws from what it says, and all of a step or none."""
 
 import copy
-import io
 from collections.abc import Callable
 
 import pytest
 import torch
-from kalman_models import batch, bilinear, dense_of, full_jacobian, theta
+from kalman_models import assert_resumes, batch, bilinear, dense_of, full_jacobian, theta
 
 from clipkal.optim import KalmanFilter
 from clipkal.optim.kalman.covariance.dense import Dense
@@ -162,19 +161,8 @@ def test_a_snapshot_is_put_back_bit_for_bit_and_does_not_follow(name: str) -> No
 
 @every
 def test_a_restored_filter_goes_on_bit_for_bit(name: str) -> None:
-    batches = [batch(dtype=torch.float32) for _ in range(4)]
-    filtered, resumed = (filter_of(name, dtype=torch.float32) for _ in range(2))
-    for x, y in batches[:2]:
-        filtered.step(x, y)
-    file = io.BytesIO()
-    torch.save((filtered.model.state_dict(), filtered.state_dict()), file)
-    file.seek(0)
-    weights, state = torch.load(file, weights_only=True)
-    resumed.model.load_state_dict(weights)
-    resumed.load_state_dict(state)
-    for x, y in batches[2:]:
-        assert filtered.step(x, y) == resumed.step(x, y)
-    torch.testing.assert_close(resumed.state_dict(), filtered.state_dict(), rtol=0, atol=0)
-    assert torch.equal(theta(resumed.model), theta(filtered.model))
-    one, other = (f.logit_samples(x, 3, torch.Generator().manual_seed(1)) for f in (filtered, resumed))
+    data = [batch(dtype=torch.float32) for _ in range(4)]
+    make = lambda model: KalmanFilter(model, covariance=COVARIANCES[name](), prior=0.1)
+    filters = assert_resumes(lambda: bilinear(dtype=torch.float32), make, data, split=2)
+    one, other = (f.logit_samples(data[3][0], 3, torch.Generator().manual_seed(1)) for f in filters)
     assert torch.equal(one, other)

@@ -1,11 +1,8 @@
 """The dense filter against Bayesian linear regression and the information form."""
 
-import numpy as np
 import pytest
 import torch
 from kalman_models import Bilinear, batch, bilinear, full_jacobian, theta
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct
 from torch import Tensor
 from torch.func import functional_call, jacrev
 from torch.nn import functional as F
@@ -47,20 +44,6 @@ def test_any_blocks_give_the_posterior_and_the_evidence(block: int | None) -> No
     torch.testing.assert_close(theta(model), mean, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(filtered.covariance.P, P, rtol=1e-10, atol=1e-10)
     assert found == pytest.approx(float(evidence), rel=1e-10)
-
-
-def test_the_posterior_predictive_is_scikit_learns() -> None:
-    """A linear-kernel Gaussian process of fixed precisions is Bayesian linear regression; one output, no offset."""
-    model = Bilinear(torch.ones(1, 1).double(), 4, scale=1.0)
-    torch.nn.init.zeros_(model.base)
-    x, y, new = torch.randn(9, 4).double(), torch.randn(9, 1).double(), torch.randn(5, 4).double()
-    filtered, evidence = run(model, x, y, block=2)
-    kernel = ConstantKernel(PRIOR, "fixed") * DotProduct(sigma_0=0.0, sigma_0_bounds="fixed")
-    oracle = GaussianProcessRegressor(kernel, alpha=NOISE, optimizer=None).fit(x.numpy(), y[:, 0].numpy())
-    mean, std = oracle.predict(new.numpy(), return_std=True)
-    np.testing.assert_allclose(model(new)[:, 0].detach().numpy(), mean, rtol=1e-9)
-    np.testing.assert_allclose(filtered.logit_covariance(new)[:, 0, 0].numpy(), std**2, rtol=1e-8)
-    assert evidence == pytest.approx(oracle.log_marginal_likelihood_value_, rel=1e-9)
 
 
 @pytest.mark.parametrize("C", [2, 4, 9])

@@ -1,12 +1,11 @@
 """The filter as a whole: invariances, refusals, state, several epochs, and that it learns."""
 
 import copy
-import io
 from typing import Any
 
 import pytest
 import torch
-from kalman_models import Bilinear, batch, bilinear, theta
+from kalman_models import Bilinear, assert_resumes, batch, bilinear, same, theta
 from torch import nn
 from torch.nn import functional as F
 
@@ -148,36 +147,18 @@ def test_a_first_batch_with_no_jacobian_is_skipped() -> None:
 
 
 @pytest.mark.parametrize("make", PRESETS)
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e300])
-def test_a_batch_that_is_not_finite_is_refused_and_changes_nothing(make: Any, bad: float) -> None:
-    """Also in the first batch, and where only the logits overflow."""
-    model = bilinear(dtype=torch.float32) if bad > 1e200 else bilinear()
-    dtype = model.weight.dtype
+def test_finite_images_whose_logits_overflow_are_refused_and_change_nothing(make: Any) -> None:
+    """Also in the first batch."""
+    model = bilinear(dtype=torch.float32)
     filtered = make(model)
     for _ in range(2):
         before = copy.deepcopy((model.state_dict(), filtered.state_dict()))
-        x, y = batch(dtype=dtype)
-        x[5, 1] = bad if bad != 1e300 else 1e38
-        x[5, 2] = bad if bad != 1e300 else 1e38
+        x, y = batch(dtype=torch.float32)
+        x[5, 1:3] = 1e38
         with pytest.raises(FloatingPointError):
             filtered.step(x, y)
-        _same((model.state_dict(), filtered.state_dict()), before)
-        filtered.step(*batch(dtype=dtype))
-
-
-def _same(one: Any, other: Any) -> None:
-    assert type(one) is type(other)
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            _same(one[key], other[key])
-    elif isinstance(one, list | tuple):
-        for a, b in zip(one, other, strict=True):
-            _same(a, b)
-    else:
-        assert one == other
+        assert same((model.state_dict(), filtered.state_dict()), before)
+        filtered.step(*batch(dtype=torch.float32))
 
 
 @pytest.mark.parametrize(
@@ -188,35 +169,9 @@ def _same(one: Any, other: Any) -> None:
     ],
 )
 def test_a_restored_filter_goes_on_bit_for_bit(settings: dict) -> None:
-    batches = [batch(dtype=torch.float32) for _ in range(4)]
-    model = bilinear(dtype=torch.float32)
-    filtered = KalmanFilter(model, **settings)
-    for x, y in batches[:2]:
-        filtered.step(x, y)
-    file = io.BytesIO()
-    torch.save((model.state_dict(), filtered.state_dict()), file)
-    file.seek(0)
-    weights, state = torch.load(file, weights_only=True)
-    resumed_model = bilinear(dtype=torch.float32)
-    resumed = KalmanFilter(resumed_model, **settings)
-    resumed_model.load_state_dict(weights)
-    resumed.load_state_dict(state)
-    for x, y in batches[2:]:
-        assert filtered.step(x, y) == resumed.step(x, y)
-    _same(resumed_model.state_dict(), model.state_dict())
-    _same(resumed.state_dict(), filtered.state_dict())
-    x, _ = batches[0]
-    one, other = (f.logit_samples(x, 3, torch.Generator().manual_seed(1)) for f in (filtered, resumed))
-    assert torch.equal(one, other)
-
-
-def test_a_saved_state_does_not_follow_the_filter() -> None:
-    filtered = KalmanFilter(bilinear())
-    filtered.step(*batch())
-    state = filtered.state_dict()["extra"]["covariance"]["variance"]
-    before = state.clone()
-    filtered.step(*batch())
-    assert torch.equal(state, before)
+    data = [batch(dtype=torch.float32) for _ in range(4)]
+    make = lambda model: KalmanFilter(model, **settings)
+    assert_resumes(lambda: bilinear(dtype=torch.float32), make, data, split=2)
 
 
 @pytest.mark.parametrize("covariance", ["diagonal", "lowrank", "dense"])
@@ -281,18 +236,12 @@ def test_a_compiled_forward_gives_the_same_filter(make: Any) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prior": -1.0}, "prior"),
-        ({"prior": "guess"}, "prior"),
-        ({"fading": 1.5}, "fading"),
-        ({"rho": -1.0}, "rho"),
         ({"epochs": 0}, "epochs"),
         ({"epochs_as": "all"}, "tempered"),
         ({"block": 0}, "block"),
         ({"covariance": "full"}, "diagonal, subspace"),
         ({"observation": "categorical", "noise": "fixed"}, "its own noise"),
         ({"noise": "pink"}, "unknown noise"),
-        ({"posterior_temperature": "warm"}, "posterior_temperature"),
-        ({"posterior_temperature": -1.0}, "posterior_temperature"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict, message: str) -> None:
