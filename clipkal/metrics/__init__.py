@@ -13,7 +13,7 @@ from clipkal.metrics.classification import accuracy, brier, macro_f1, nll, per_c
 from clipkal.metrics.classwise import brier_decomposition, classwise_ece
 from clipkal.metrics.conformal import SplitConformal, prediction_sets
 from clipkal.metrics.detection import SCORES, aupr, auroc, energy, fpr95, msp, separation, separations
-from clipkal.metrics.distance import Gaussians, nearest_shot
+from clipkal.metrics.distance import Gaussians, NearestShot, nearest_shot
 from clipkal.metrics.outcomes import Outcomes, outcomes
 from clipkal.metrics.selective import accuracy_at, aurc, e_aurc, risk_at_coverage, risk_coverage
 from clipkal.metrics.summary import classification_metrics, summary
@@ -22,6 +22,7 @@ __all__ = [
     "SCORES",
     "Bin",
     "Gaussians",
+    "NearestShot",
     "Outcomes",
     "SplitConformal",
     "accuracy",

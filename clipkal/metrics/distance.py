@@ -13,24 +13,44 @@ CHUNK = 2**24
 
 
 def nearest_shot(features: Tensor, shots: Tensor, to_others: bool = False) -> Tensor:
-    """Euclidean distance of each image's feature (N, d) to the nearest shot's (n, d), float64 (N,); 0 at a shot.
+    """`NearestShot.distance`, for those who ask once."""
+    return NearestShot(shots.to(features.device)).distance(features, to_others)
 
-    to_others: the images are the shots themselves, and none is its own neighbour; infinite for a single one.
+
+class NearestShot:
+    """Shots that images are compared with.
 
     Which shot is nearest is found in float32 (16 shots of 1000 classes are 10¹² flop for 50,000 images), how far it is
     in float64. For features of unit norm the order is that of 1 − the largest cosine similarity.
+
+    Args:
+        shots: features of the shots (n, d).
+
+    Raises:
+        ValueError: wrong shape, no shot, or a feature that is not finite.
     """
-    features, shots = _checked(features, shots)
-    found: list[Tensor] = []
-    single, half = shots.float(), 0.5 * shots.square().sum(1).float()
-    for part in features.split(max(1, CHUNK // len(shots))):
-        similarity = part.float() @ single.T - half
-        if to_others:
-            similarity.diagonal(sum(map(len, found))).fill_(-math.inf)
-        best, nearest = similarity.max(1)
-        distance = (part.double() - shots[nearest].double()).norm(dim=1)
-        found.append(torch.where(best.isfinite(), distance, math.inf))
-    return torch.cat(found)
+
+    def __init__(self, shots: Tensor) -> None:
+        self.shots = _checked(shots, shots.shape[-1]).double()
+        if not len(shots):
+            raise ValueError("there is no shot to compare with")
+        self._single, self._half = self.shots.float(), 0.5 * self.shots.square().sum(1).float()
+
+    def distance(self, features: Tensor, to_others: bool = False) -> Tensor:
+        """Euclidean distance of each image's feature (N, d) to the nearest shot's, float64 (N,); 0 at a shot.
+
+        to_others: the images are the shots themselves, and none is its own neighbour; infinite for a single one.
+        """
+        features = _checked(features, self.shots.shape[1])
+        found: list[Tensor] = []
+        for part in features.split(max(1, CHUNK // len(self.shots))):
+            similarity = part.float() @ self._single.T - self._half
+            if to_others:
+                similarity.diagonal(sum(map(len, found))).fill_(-math.inf)
+            best, nearest = similarity.max(1)
+            distance = (part.double() - self.shots[nearest]).norm(dim=1)
+            found.append(torch.where(best.isfinite(), distance, math.inf))
+        return torch.cat(found)
 
 
 class Gaussians:
@@ -58,8 +78,7 @@ class Gaussians:
     """
 
     def __init__(self, shots: Tensor, labels: Tensor) -> None:
-        shots, _ = _checked(shots, shots)
-        shots = shots.double()
+        shots = _checked(shots, shots.shape[-1]).double()
         if labels.shape != (len(shots),):
             raise ValueError(f"{len(shots)} shots need as many labels, got {tuple(labels.shape)}")
         classes, index = labels.to(shots.device).unique(return_inverse=True)
@@ -70,11 +89,11 @@ class Gaussians:
         freedom = len(shots) - len(classes)
         within = shrunk(shots - self.means[index], freedom) if freedom else _isotropic(overall)
         self._within, self._overall = (torch.linalg.cholesky(one) for one in (within, overall))
+        self._white_means = _whitened(self._within, self.means)
 
     def scores(self, features: Tensor) -> dict[str, Tensor]:
         """{"mahalanobis", "relative_mahalanobis"} of features (N, d), float64 (N,) each."""
-        features, _ = _checked(features, self.means)
-        means = _whitened(self._within, self.means)
+        features, means = _checked(features, self.means.shape[1]), self._white_means
         nearest, background = [], []
         for part in features.double().split(max(1, CHUNK // max(len(means), features.shape[1]))):
             white = _whitened(self._within, part)
@@ -109,12 +128,11 @@ def _whitened(factor: Tensor, vectors: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, vectors.T, upper=False).T
 
 
-def _checked(features: Tensor, shots: Tensor) -> tuple[Tensor, Tensor]:
-    features, shots = features.detach(), shots.detach().to(features.device)
-    if features.ndim != 2 or shots.ndim != 2 or not len(shots) or features.shape[1] != shots.shape[1]:
-        raise ValueError(
-            f"features (N, d) and shots (n, d) do not fit: {tuple(features.shape)} and {tuple(shots.shape)}"
-        )
-    if not (torch.isfinite(features).all() and torch.isfinite(shots).all()):
+def _checked(features: Tensor, width: int) -> Tensor:
+    """The features (N, width); ValueError for another shape, or where one is not finite."""
+    features = features.detach()
+    if features.ndim != 2 or features.shape[1] != width:
+        raise ValueError(f"features must have shape (N, {width}), got {tuple(features.shape)}")
+    if not torch.isfinite(features.sum()) and not torch.isfinite(features).all():
         raise ValueError("a feature is not finite")
-    return features, shots
+    return features

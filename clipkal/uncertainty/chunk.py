@@ -20,13 +20,15 @@ class Chunk:
         covariance: [B, C, C], of the logits under the posterior.
         zeroshot: [B, C], the logits before anything was learnt.
         features: [B, d], unit rows of the frozen backbone.
-        novelty: [B] in 0…1, what `Predictive.novelty` made of the features.
+        nearest: [B], distance of the features to those of the nearest shot, where a watcher has measured it.
+        novelty: [B] in 0…1, what `Predictive.novelty` made of features or distance.
     """
 
     logits: Tensor
     covariance: Tensor | None = None
     zeroshot: Tensor | None = None
     features: Tensor | None = None
+    nearest: Tensor | None = None
     novelty: Tensor | None = None
 
     def __len__(self) -> int:
@@ -71,7 +73,7 @@ class View:
         return self.of(self.of(covariance).mT).mT
 
     def of_chunk(self, chunk: Chunk) -> Chunk:
-        """The same for all logits of a chunk; features and novelty stay."""
+        """The same for all logits of a chunk; what is known of the image itself stays."""
         return replace(
             chunk,
             logits=self.of(chunk.logits),

@@ -71,7 +71,7 @@ def _known(reader: Reader, inputs: Tensor, labels: Tensor, predictive: Predictiv
         raise ValueError("a temperature needs validation images")
     whole = Chunk.joined(chunks)
     if whole.features is not None:
-        whole = replace(whole, novelty=predictive.novelty(whole.features))
+        whole = replace(whole, novelty=predictive.novelty(whole))
     return whole, torch.cat(used)
 
 

@@ -87,7 +87,7 @@ def _predicted(predictive: Predictive, chunk: Chunk, labels: Tensor, weight: flo
     mean, covariance = cavity(chunk.logits, chunk.covariance, labels, weight)
     known = replace(chunk, logits=mean, covariance=covariance)
     if known.features is not None:
-        known = replace(known, novelty=predictive.novelty(known.features))
+        known = replace(known, novelty=predictive.novelty(known))
     every = slice(0, len(known))
     accumulator = predictive.begin(*mean.shape)
     accumulator.add(every, known)

@@ -18,12 +18,14 @@ choice of k. Distances do not change under rotations of the features or another 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from clipkal.metrics import nearest_shot
+from clipkal.metrics import NearestShot
 
 LEAST_SPREAD = 1e-3
 """Of the distances, which lie in 0…2: below, equal images would make every other one novel."""
@@ -49,9 +51,10 @@ class World:
 
         Raises ValueError where there is a single image in all: it has no distance to anything.
         """
-        known = torch.empty(0, dtype=torch.float64) if others is None else nearest_shot(others, features)
+        shots = NearestShot(features)
+        known = torch.empty(0, dtype=torch.float64) if others is None else shots.distance(others)
         repeated = (torch.bincount(labels) > 1)[labels]
-        own = nearest_shot(features, features, to_others=True)
+        own = shots.distance(features, to_others=True)
         if bool(repeated.any()):
             known = torch.cat((known, own[repeated]))
         elif not len(known):
@@ -63,19 +66,24 @@ class World:
         spread = float(known.std()) if len(known) > 1 else 0.0
         return cls(features.float(), float(known.mean()), max(spread, LEAST_SPREAD))
 
-    def novelty(self, features: Tensor, shift: float, separation: float) -> Tensor:
-        """u of images [B, d], [B] float64 in 0…1: 0 at a shot and rising with the distance.
+    @cached_property
+    def shots(self) -> NearestShot:
+        """What tells an image's distance to the nearest shot."""
+        return NearestShot(self.features)
+
+    def state(self) -> dict[str, Any]:
+        """What it is made of."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    def novelty(self, distance: Tensor, shift: float, separation: float) -> Tensor:
+        """u of images [B], float64 in 0…1: 0 at a shot and rising with the distance.
 
         Args:
-            features: unit rows.
-            shift: π, in [0, 1).
+            distance: of each image to the nearest shot, float64 [B].
+            shift: π, in (0, 1).
             separation: δ > 0.
         """
-        if shift == 0:
-            return torch.zeros(len(features), dtype=torch.float64)
         prior = math.log(shift / (1 - shift)) - 0.5 * separation**2
-        distance = torch.cat(
-            (nearest_shot(features, self.features.to(features)), features.new_zeros(1).double())
-        )
+        distance = torch.cat((distance, distance.new_zeros(1)))
         u = torch.sigmoid(prior + separation * (distance - self.mean) / self.spread)
         return ((u[:-1] - u[-1]) / (1 - u[-1])).clamp(0, 1)

@@ -63,8 +63,8 @@ class Predictive:
         if state:
             raise CheckpointError(f"{type(self).__name__} learns nothing, but was given {', '.join(state)}")
 
-    def novelty(self, features: Tensor) -> Tensor | None:
-        """How unlike the shots the images with features [B, d] are: [B] in 0…1, or None where it knows nothing of that.
+    def novelty(self, chunk: Chunk) -> Tensor | None:
+        """How unlike the shots the images of a chunk are: [B] in 0…1, or None where it knows nothing of that.
 
         It is asked once for every image, where `needs` has "features", and the answer stands in the chunk.
         """

@@ -1,13 +1,14 @@
 """Scores of single images that no predictive makes: the energy of the logits, and distances to the shots."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from clipkal.adapters import Adapter
 from clipkal.data.sets import LabelledSet
-from clipkal.metrics import Gaussians, energy, nearest_shot
+from clipkal.metrics import Gaussians, NearestShot, energy
 from clipkal.uncertainty.chunk import Chunk, Need
 from clipkal.uncertainty.predictive import Predictive
 from clipkal.uncertainty.reader import Reader
@@ -33,7 +34,7 @@ class ShotScores:
     """
 
     def __init__(self, features: Tensor | None = None, labels: Tensor | None = None) -> None:
-        self.features = features
+        self.shots = None if features is None else NearestShot(features)
         self.gaussians = None if features is None or labels is None else Gaussians(features, labels)
         self.needs: tuple[Need, ...] = () if features is None else ("features",)
         self._seen: dict[str, dict[int, dict[str, Tensor]]] = {}
@@ -52,13 +53,15 @@ class ShotScores:
         chunk = reader.whole(shots.inputs, len(shots.labels), ("features",), "shots")
         return cls(chunk.features, shots.labels.cpu())
 
-    def see(self, name: str, rows: slice, chunk: Chunk) -> None:
-        """Takes images of the set `name`, in any order, each once."""
+    def see(self, name: str, rows: slice, chunk: Chunk) -> Chunk:
+        """Takes images of the set `name`, in any order, each once, and adds their distance to the nearest shot."""
         found = {"energy": energy(chunk.logits)}
-        if self.features is not None and self.gaussians is not None and chunk.features is not None:
-            found |= {"nearest_shot": nearest_shot(chunk.features, self.features)}
+        if self.shots is not None and self.gaussians is not None and chunk.features is not None:
+            found["nearest_shot"] = self.shots.distance(chunk.features)
             found |= self.gaussians.scores(chunk.features)
+            chunk = replace(chunk, nearest=found["nearest_shot"])
         self._seen.setdefault(name, {})[rows.start] = found
+        return chunk
 
     def scores(self, name: str) -> dict[str, Tensor]:
         """Of all images of a set that were seen, float64 (N,) each, in their order."""

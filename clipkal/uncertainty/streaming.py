@@ -27,8 +27,8 @@ class Watcher(Protocol):
 
     needs: tuple[Need, ...]
 
-    def see(self, name: str, rows: slice, chunk: Chunk) -> None:
-        """Takes some images of the set `name`; each comes once."""
+    def see(self, name: str, rows: slice, chunk: Chunk) -> Chunk:
+        """Takes some images of the set `name`, each once, and may add what the predictives can use."""
         ...
 
 
@@ -40,16 +40,14 @@ def predict(
 ) -> dict[str, dict[View, Prediction]]:
     """Every view of every set; raises as the reader and the predictives do.
 
-    Draws are as many for all predictives as the one asks for that asks for most. A watcher sees every chunk, too.
+    Draws are as many for all predictives as the one asks for that asks for most. A watcher sees every chunk first.
     """
     streams = {name: _Stream(images, predictives) for name, images in sets.items()}
     for name, stream in streams.items():
         needs = {need for one in stream.predictives.values() for need in one.needs}
         needs |= set(() if watcher is None else watcher.needs)
         for rows, chunk in reader.chunks(stream.images.inputs, stream.images.count, needs, name):
-            stream.add(rows, chunk)
-            if watcher is not None:
-                watcher.see(name, rows, chunk)
+            stream.add(rows, chunk if watcher is None else watcher.see(name, rows, chunk))
     sampled = {name: one for name, one in streams.items() if one.samples}
     if sampled:
         inputs = {name: (one.images.inputs, one.images.count) for name, one in sampled.items()}
@@ -76,7 +74,7 @@ class _Stream:
             self._begin(chunk.logits.shape[1])
         for name, predictive in self.predictives.items():
             known = chunk
-            if chunk.features is not None and (novelty := predictive.novelty(chunk.features)) is not None:
+            if chunk.features is not None and (novelty := predictive.novelty(chunk)) is not None:
                 self.novelties[name][rows.start] = novelty
                 known = replace(chunk, novelty=novelty)
             for view, accumulator in self._of(name):

@@ -1,6 +1,7 @@
 """The novelty of an image, and the mixture with zero-shot that it weighs."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -47,12 +48,12 @@ def test_chunks_of_images_give_the_same_distances(monkeypatch):
 
 def test_a_shot_is_not_novel_and_novelty_rises_with_the_distance():
     world = World.of(SHOTS, LABELS, OTHERS)
-    assert world.novelty(SHOTS, 0.1, 2.0).abs().max() == 0
+    assert world.novelty(world.shots.distance(SHOTS), 0.1, 2.0).abs().max() == 0
     to, angles = SHOTS[0], torch.linspace(0, math.pi / 2, 50)
     beside = F.normalize(OTHERS[0] - (OTHERS[0] @ to) * to, dim=0)
     path = angles.cos()[:, None] * to + angles.sin()[:, None] * beside
     alone = World(to[None], world.mean, world.spread)
-    found = alone.novelty(path, 0.1, 2.0)
+    found = alone.novelty(alone.shots.distance(path), 0.1, 2.0)
     assert (found.diff() >= 0).all() and found[-1] > 0.9
 
 
@@ -67,7 +68,8 @@ def test_neither_the_order_of_shots_nor_a_rotation_matters(seed):
         World.of(SHOTS[order] @ turn, LABELS[order], OTHERS @ turn),
     )
     query = unit(9, 12, seed=2)
-    assert torch.allclose(world.novelty(query, 0.1, 2.0), turned.novelty(query @ turn, 0.1, 2.0), atol=1e-4)
+    found, again = (one.shots.distance(images) for one, images in ((world, query), (turned, query @ turn)))
+    assert torch.allclose(world.novelty(found, 0.1, 2.0), turned.novelty(again, 0.1, 2.0), atol=1e-4)
 
 
 def test_what_the_shots_own_world_is():
@@ -85,10 +87,11 @@ def test_bayes_rule_gives_the_novelty():
     """Up to the part at the shots themselves: π N(t; δ, 1) against (1 − π) N(t; 0, 1)."""
     world = World.of(SHOTS, LABELS, OTHERS)
     query = unit(30, 12, seed=3)
-    t = (nearest_shot(query, SHOTS) - world.mean) / world.spread
+    distance = nearest_shot(query, SHOTS)
+    t = (distance - world.mean) / world.spread
     normal = torch.distributions.Normal
     there, here = normal(1.5, 1.0).log_prob(t).exp() * 0.2, normal(0.0, 1.0).log_prob(t).exp() * 0.8
-    assert torch.allclose(world.novelty(query, 0.2, 1.5), there / (there + here), atol=1e-2)
+    assert torch.allclose(world.novelty(distance, 0.2, 1.5), there / (there + here), atol=1e-2)
 
 
 # -- the mixture -----------------------------------------------------------------------------------------------------
@@ -108,7 +111,7 @@ def fitted(**words: float) -> tuple[Novelty, Reader]:
 
 def read(predictive: Novelty, reader: Reader, inputs: torch.Tensor) -> Chunk:
     chunk = reader.whole(inputs, len(inputs), predictive.needs, "test")
-    return Chunk(chunk.logits, None, chunk.zeroshot, chunk.features, predictive.novelty(chunk.features))
+    return replace(chunk, novelty=predictive.novelty(chunk))
 
 
 def test_it_is_the_mean_over_the_hidden_state():
@@ -176,7 +179,7 @@ def test_a_state_predicts_the_same():
     again = Novelty()
     again.load_state(predictive.state())
     chunk = read(predictive, reader, unit(6, 12, seed=5))
-    assert torch.equal(again.novelty(chunk.features), chunk.novelty)
+    assert torch.equal(again.novelty(chunk), chunk.novelty)
     assert torch.equal(again.predict(chunk).probs, predictive.predict(chunk).probs)
     with pytest.raises(CheckpointError, match="novelty"):
         again.load_state({"learnt": 1.0})

@@ -239,9 +239,9 @@ class Distance(Predictive):
         assert state["power"] == 2
         self.shots = state["shots"]
 
-    def novelty(self, features):
-        self.asked += len(features)
-        return (torch.cdist(features, self.shots).amin(1) / 2) ** 2
+    def novelty(self, chunk):
+        self.asked += len(chunk)
+        return (torch.cdist(chunk.features, self.shots).amin(1) / 2) ** 2
 
     def begin(self, images, classes):
         return Mixture(images, classes)

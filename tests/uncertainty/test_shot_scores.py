@@ -5,17 +5,17 @@ import torch
 from test_leave_one_out import learnt, shots
 
 from clipkal.evaluation import evaluate
-from clipkal.metrics import Gaussians, energy, nearest_shot
+from clipkal.metrics import Gaussians, NearestShot, energy, nearest_shot
 from clipkal.recording.predictions import table
-from clipkal.uncertainty import Plugin, Predictive, Reader, Sampled
+from clipkal.uncertainty import Novelty, Plugin, Predictive, Reader, Sampled
 from clipkal.uncertainty.shot_scores import SOURCES, ShotScores
 
 
 class NeedsFeatures(Predictive):
     needs = ("features",)
 
-    def novelty(self, features):
-        return features[:, 0].abs()
+    def novelty(self, chunk):
+        return chunk.features[:, 0].abs()
 
     def predict(self, chunk):
         return Plugin().predict(chunk)
@@ -45,6 +45,24 @@ def test_batches_give_the_scores_of_the_whole_set_to_detection_errors_and_the_ta
     assert novel.novelty[:600].tolist() == pytest.approx(x[:, 0].abs().tolist())
     assert frame[frame.predictive == "plugin"].novelty.isna().all()
     assert frame.nearest_shot.notna().all()
+
+
+def test_the_distance_to_the_nearest_shot_is_measured_once(monkeypatch) -> None:
+    data, test, text = shots()
+    reader, novelty = Reader(*learnt(data, text)), Novelty()
+    novelty.fit(reader, data, None)
+    alone = evaluate(reader, {"test": ("id", test)}, {"novelty": novelty})
+    measured: list[int] = []
+    distance = NearestShot.distance
+    monkeypatch.setattr(
+        NearestShot,
+        "distance",
+        lambda self, images, *how: measured.append(len(images)) or distance(self, images, *how),
+    )
+    found = evaluate(reader, {"test": ("id", test)}, {"novelty": novelty}, shots=data)
+    assert measured.count(len(test)) == 1
+    novel = [one.sets["test"].predictions["novelty"].novelty for one in (alone, found)]
+    assert torch.equal(*novel) and novel[0].any()
 
 
 def test_a_set_without_distances_has_none_in_the_table() -> None:

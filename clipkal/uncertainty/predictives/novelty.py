@@ -96,14 +96,17 @@ class Novelty(Predictive):
             _part(chunk.zeroshot) / self.zeroshot, 2
         )
 
-    def novelty(self, features: Tensor) -> Tensor:
-        """u of features [B, d], [B]; 0 where nothing was fitted."""
-        if self.world is None:
-            return torch.zeros(len(features), dtype=torch.float64)
-        return self.world.novelty(features, self.shift, self.separation)
+    def novelty(self, chunk: Chunk) -> Tensor:
+        """u of B images [B]; 0 where nothing was fitted."""
+        if self.world is None or self.shift == 0:
+            return torch.zeros(len(chunk), dtype=torch.float64)
+        distance = chunk.nearest
+        if distance is None:
+            distance = self.world.shots.distance(_part(chunk.features))
+        return self.world.novelty(distance, self.shift, self.separation)
 
     def predict(self, chunk: Chunk) -> Prediction:
-        u = self.novelty(_part(chunk.features)) if chunk.novelty is None else chunk.novelty
+        u = self.novelty(chunk) if chunk.novelty is None else chunk.novelty
         v = self.doubt + (1 - self.doubt) * self.failure * u
         learnt, zeroshot = self._parts(chunk)
         log_probs = torch.logaddexp((-v).log1p()[:, None] + learnt, v.log()[:, None] + zeroshot)
@@ -116,7 +119,7 @@ class Novelty(Predictive):
     def state(self) -> dict[str, Any]:
         """The two temperatures, the doubt, and the shots' features with their distances."""
         found: dict[str, Any] = {"learnt": self.learnt, "zeroshot": self.zeroshot, "doubt": self.doubt}
-        return found | ({} if self.world is None else vars(self.world))
+        return found | ({} if self.world is None else self.world.state())
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         try:
