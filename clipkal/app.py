@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from clipkal.config import check
 from clipkal.errors import ClipkalError
+from clipkal.recording import sweep_live, sweep_notes
 from clipkal.tracking import Mirror, RunDirectory, run_id, run_path
 from clipkal.tracking.wandb_session import in_sweep
 
@@ -46,6 +47,7 @@ def run(cfg: DictConfig) -> float | None:
                 with Mirror(cfg.tracking, identity, directory.path, config=settings) as mirror:
                     mirror.summary({"val/nll": val_nll})
             return val_nll
+        sweep_notes.began()
         from clipkal.recording.recorder import Recorder, describe  # only now: torch takes seconds to import
 
         set_up(cfg)
@@ -119,7 +121,7 @@ def few_shot_task(
             task,
             cache_dir=cfg.data.cache,
             workers=cfg.data.workers,
-            progress=cfg.data.progress,
+            progress=cfg.data.progress and not sweep_live.beside_table(),
             on_bad_image=cfg.data.on_bad_image,
         )
     return seen.with_images(task), backbone, skipped

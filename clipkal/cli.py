@@ -18,7 +18,8 @@ from clipkal.config import conf_dir, explain, help, register
 from clipkal.config.arguments import asked_for_help, folder_of, prepared, settings_shown
 from clipkal.config.once import once
 from clipkal.errors import ClipkalError
-from clipkal.recording import sweep, sweep_summary
+from clipkal.recording import sweep, sweep_live, sweep_summary
+from clipkal.recording.sweep_notes import note
 
 log = logging.getLogger("clipkal")
 
@@ -40,16 +41,17 @@ def _job(cfg: DictConfig) -> float | None:
             sweep.check_objective(cfg, HydraConfig.get().sweeper._target_)
             value = run(cfg)
     except sweep.NotBegun:
-        sweep_summary.note("left out", name)
+        note("left out", name)
         raise
     except Exception as error:
         reason = str(error) if isinstance(error, ClipkalError) else f"{type(error).__name__}: {error}"
-        sweep_summary.note("failed", name, reason=" ".join(reason.split()))
-        log.error("%s", error)
+        note("failed", name, reason=" ".join(reason.split()))
+        if not sweep_live.beside_table():  # which shows it
+            log.error("%s", error)
         if OmegaConf.select(cfg, "sweep.on_error") == "stop":
             sweep.stop_after_this()
         raise
-    sweep_summary.note("done", name, path_of(cfg), cfg.output_dir)
+    note("done", name, path=str(path_of(cfg)), out=cfg.output_dir)
     return value
 
 

@@ -15,7 +15,13 @@ from clipkal.errors import CheckpointError
 from clipkal.tracking import RunDirectory
 from clipkal.tracking.kept import LEFT_OUT
 
-QUICK = ["dataset=digits", "dataset.ood=[noisy]", "tracking=disabled", "fewshot.shots=2", "data.progress=false"]
+QUICK = [
+    "dataset=digits",
+    "dataset.ood=[noisy]",
+    "tracking=disabled",
+    "fewshot.shots=2",
+    "data.progress=false",
+]
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from clipkal.config import compose, conf_dir, register
 from clipkal.config.once import once
 from clipkal.data import drawing
 from clipkal.recording import sweep_summary
+from clipkal.recording.sweep_notes import NOTES
 
 QUICK = [
     "dataset=digits",
@@ -171,20 +172,27 @@ def marked(folder, seed, accuracy, nll, **more):
     figures = {"test/plugin/accuracy": 0.1, "test/novelty/accuracy": accuracy, "test/novelty/nll": nll}
     content = {"schema_version": 1, "run_id": "0" * 16, "summary": figures | more, "files": {}}
     (path / "finished.json").write_text(json.dumps(content))
-    return {"status": "done", "job": f"seed={seed}", "path": str(path), "out": str(folder), "reason": ""}
+    return ended("done", f"seed={seed}", path=str(path), out=str(folder))
+
+
+def ended(status, job, at=0.0, process=1, **more):
+    return {"status": status, "job": job, "at": at, "process": process, **more}
 
 
 def test_the_summary_has_means_over_seeds_and_ood_sets_of_the_reported_predictive(tmp_path):
     ood = {f"{name}/novelty/accuracy": value for name, value in (("noisy", 0.4), ("neon", 0.6))}
     ood |= {f"detection/{name}/msp/auroc": value for name, value in (("noisy", 0.7), ("neon", 0.9))}
-    noted = [marked(tmp_path, 1, 0.8, 1.0, **ood), marked(tmp_path, 2, 0.9, 2.0, **ood)]
-    noted += [{"status": "failed", "job": "seed=3", "path": None, "out": "", "reason": "no such file"}]
+    noted = [{"status": "planned", "job": "", "count": 6, "keys": ["seed"]}]
+    noted += [ended("began", f"seed={seed}") for seed in (2, 3, 4)]
+    noted += [marked(tmp_path, 1, 0.8, 1.0, **ood), marked(tmp_path, 2, 0.9, 2.0, **ood)]
+    noted += [ended("failed", "method=a seed=3", reason="no such file")]
     _, header, row, counts, *rest = sweep_summary.summary(noted)
     assert header.split() == ["run", "seeds", "ID", "acc", "NLL", "ECE", "OOD", "acc", "NLL", "ECE", "AUROC"]
     name = "digits/mini/kalman/16shot--optimizer.lr-0.1"
     assert row.split() == [name, "2", "85.0%", "1.500", "–", "50.0%", "–", "–", "80.0%"]
-    assert counts.strip() == "3 jobs: 2 done, 1 failed"
+    assert counts.strip() == "6 jobs: 2 done (1 before), 1 failed, 2 stopped, 1 not begun"
     assert rest[0].split() == ["failed:", "seed=3", "no", "such", "file"]
+    assert rest[-2].startswith("disk: 0 kB a job (finished.json 0 kB)")
     assert rest[-1] == f"next: clipkal-report {tmp_path}"
 
 
@@ -195,9 +203,7 @@ def test_names_in_the_summary_leave_out_the_settings_that_all_runs_have():
 
 
 def test_a_long_summary_is_cut_and_says_so():
-    failed = [
-        {"status": "failed", "job": f"seed={i}", "path": None, "out": "", "reason": "x"} for i in range(50)
-    ]
+    failed = [ended("failed", f"seed={i}", reason="x") for i in range(50)]
     lines = list(sweep_summary.summary(failed))
     assert sum("failed:" in line for line in lines) == sweep_summary.MOST
     assert "  … and 10 more failures" in lines
@@ -221,7 +227,7 @@ def test_after_a_failed_job_the_others_go_on_or_are_not_begun(
     assert out.strip().endswith(f"next: clipkal-report {tmp_path}")
     assert len(list(tmp_path.rglob("finished.json"))) == int(counts[8])
     assert not list(tmp_path.glob(".sweep-*"))
-    assert sweep_summary.NOTES not in os.environ
+    assert NOTES not in os.environ
 
 
 # -- sweepers that choose --

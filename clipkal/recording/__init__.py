@@ -5,6 +5,8 @@ predictions.py   predictions.parquet: one row per set, predictive and image
 checkpoint.py    training checkpoints that survive a kill; trained adapters; what a predictive has learnt
 interrupt.py     the signals that ask one run to stop
 sweep.py         the same for the worker processes of a sweep
+sweep_notes.py   what the jobs of a sweep note: how many there are, which began, how each ended
+sweep_live.py    the table of jobs while a sweep runs
 sweep_summary.py the end of a sweep: its results in a table, and which jobs failed and why
 places.py        the files and folders that a run was made from
 

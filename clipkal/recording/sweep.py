@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from clipkal.config import once
 from clipkal.errors import ClipkalError, ConfigError
+from clipkal.recording import sweep_live
 
 FOLDER = "CLIPKAL_SWEEP"  # in the environment of the workers
 STOP = "stop"  # a file there: the sweep is to end, and no job begins
@@ -68,6 +69,7 @@ def check_objective(cfg: DictConfig, sweeper: str) -> None:
 @contextmanager
 def job() -> Iterator[None]:
     """Around one job: in a worker of a sweep it can be stopped, and is not begun where the sweep is to end (NotBegun)."""
+    sweep_live.hush()
     if _failed or (FOLDER in os.environ and Path(os.environ[FOLDER], FAILED).exists()):
         raise NotBegun("not begun: another job failed, and sweep.on_error=stop")
     if _launcher or FOLDER not in os.environ:

@@ -1,16 +1,15 @@
 """The end of a sweep: a table of its results, which jobs failed and why, and what to type next.
 
-Every job notes how it ended on a line of a file in the sweep's folder, whose name its process has from the environment. The
-figures are those that `finished.json` has of each run, so that a run that was finished before counts as well.
+The figures are those that `finished.json` has of each run, so that a run that was finished before counts as well.
 """
 
-import json
 import os
 import re
 import shlex
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from clipkal import files
+from clipkal.recording.sweep_live import Watch
+from clipkal.recording.sweep_notes import NOTES, Jobs, Reader, note, planned
+from clipkal.tracking.kept import LEFT_OUT
 from clipkal.tracking.marker import read_marker
 from clipkal.tracking.reported import reported
 
-NOTES = "CLIPKAL_SWEEP_NOTES"  # in the environment of the jobs: the file of notes
 MOST = 40
 """Rows and failures that are shown; clipkal-report has all."""
 HEADER = ("run", "seeds", "ID acc", "NLL", "ECE", "OOD acc", "NLL", "ECE", "AUROC")
@@ -30,58 +31,79 @@ PERCENT = {0, 2, 3, 5, 6}  # places among the figures
 
 
 class Notes(Callback):
-    """In the launcher: makes the file of notes."""
+    """In the launcher: makes the file of notes, and follows it."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         folder = files.expanded(str(config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
         handle, os.environ[NOTES] = tempfile.mkstemp(prefix=".sweep-", dir=folder.absolute())
         os.close(handle)
+        count, keys = planned(config)
+        note("planned", "", count=count, keys=keys)
+        global _watch
+        _watch = Watch(Path(os.environ[NOTES]))
+        _watch.start(config)
 
 
-def note(status: str, job: str, path: Path | None = None, output_dir: str = "", reason: str = "") -> None:
-    """Says how a job ended: "done", "failed" or "left out"; outside of a sweep nothing happens."""
-    if NOTES in os.environ:
-        found = {
-            "status": status,
-            "job": job,
-            "path": path and str(path),
-            "out": output_dir,
-            "reason": reason,
-        }
-        with Path(os.environ[NOTES]).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(found) + "\n")  # one write, so that lines of several workers stay apart
+_watch: Watch | None = None
 
 
 def finish() -> None:
     """In the launcher, however the sweep ended: prints the summary; nothing where there was no sweep."""
-    if (name := os.environ.pop(NOTES, None)) is None:
+    global _watch
+    if (name := os.environ.get(NOTES)) is None:
         return
-    noted = [json.loads(line) for line in Path(name).read_text(encoding="utf-8").splitlines()]
-    Path(name).unlink()
+    if _watch:
+        _watch.stop()
+        _watch = None
+    del os.environ[NOTES]
+    noted = list(Reader(Path(name))())
+    Path(name).unlink(missing_ok=True)
     for line in summary(noted):
         print(line)
 
 
-def summary(noted: list[dict[str, Any]]) -> Iterator[str]:
-    """The lines of it, given what the jobs noted."""
+def summary(noted: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """The lines of it, given what the jobs noted; none where no job came to anything."""
+    jobs = Jobs()
+    for one in noted:
+        jobs.take(one)
     done = [one for one in noted if one["status"] == "done"]
-    failed = [one for one in noted if one["status"] == "failed"]
-    left_out = len(noted) - len(done) - len(failed)
+    if not (jobs.ended or jobs.running):
+        return
     if done:
         yield ""
         yield from _aligned([HEADER, *_rows(done)])
-    counts = {"done": len(done), "failed": len(failed), "not begun": left_out}
-    said = ", ".join(f"{n} {what}" for what, n in counts.items() if n or what == "done")
-    yield f"\n{len(noted)} job{'s' * (len(noted) != 1)}: {said}"
-    for one in failed[:MOST]:
-        yield f"  failed: {one['job']}\n          {one['reason']}"
-    yield from _more(len(failed), "failures")
-    if failed or left_out:
+    count = jobs.total or jobs.ended + len(jobs.running)
+    yield f"\n{count} job{'s' * (count != 1)}: {jobs.said('stopped')}"
+    for job, reason in jobs.failures[:MOST]:
+        yield f"  failed: {jobs.short(job)}\n          {reason}"
+    yield from _more(len(jobs.failures), "failures")
+    if jobs.counts["done"] < count:
         yield "  the same command runs again what is not done"
     if done:
+        yield _disk([Path(one["path"]) for one in done])
         folders = dict.fromkeys(one["out"] for one in done)
         yield f"next: clipkal-report {' '.join(map(shlex.quote, folders))}"
+
+
+def _disk(paths: list[Path]) -> str:
+    """What a job takes on disk, what most of that is, and what would be left with the key that keeps less."""
+    some = paths[:: -(-len(paths) // MOST)]
+    sizes: dict[str, float] = defaultdict(float)
+    for path in some:
+        for file in filter(Path.is_file, path.rglob("*")):
+            sizes[file.relative_to(path).parts[0]] += file.stat().st_size / len(some)
+    largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+    most = ", ".join(f"{name} {_size(sizes[name])}" for name in largest)
+    all_of_them = sum(sizes.values())
+    spared = sum(sizes[name] for name in LEFT_OUT["results"])
+    less = f"; keep=results would leave {_size(all_of_them - spared)}" if spared else ""
+    return f"disk: {_size(all_of_them)} a job ({most}){less}"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e6:.1f} MB" if count > 1e6 else f"{count / 1e3:.0f} kB"
 
 
 def _rows(done: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:

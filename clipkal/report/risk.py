@@ -33,7 +33,8 @@ def risk_figure(rows: Sequence[Row], runs: Sequence[Run], problem: Callable[[str
     Args:
         rows: of one dataset and backbone.
         runs: those behind them, among others.
-        problem: is told of each table that cannot be read, and how many runs were not to keep one; such a run is left out of the figure.
+        problem: is told of each table that cannot be read, and how many runs were not to keep one; these are left out of
+            the figure.
 
     Returns:
         None where no run has a table.
