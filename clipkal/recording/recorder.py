@@ -20,6 +20,7 @@ from clipkal.recording import charts, predictions
 from clipkal.recording.checkpoint import Checkpoint, save_adapter, save_predictive
 from clipkal.recording.curves import Curves
 from clipkal.recording.interrupt import Interrupt
+from clipkal.recording.memory import PeakMemory
 from clipkal.recording.places import places
 from clipkal.tracking import Mirror, RunDirectory, environment, other_choices
 from clipkal.tracking.inputs import Record, inputs_of
@@ -62,6 +63,7 @@ class Recorder:
         self.fingerprint: dict[str, Any] = {}
         self.inputs: Record = {}
         self.environment = environment()
+        self.memory = PeakMemory()
         self.curves = Curves(mirror, cfg.tracking.curve_points)
 
     def begin(self, task: FewShotTask, skipped: dict[str, list[str]], backbone: Backbone | None) -> None:
@@ -148,7 +150,8 @@ class Recorder:
         results = {
             "run": self.run,
             **evaluation.to_dict(),
-            "training": _training_record(training) | {"parameters": _trained_parameters(adapter)},
+            "training": _training_record(training)
+            | {"parameters": _trained_parameters(adapter), **self.memory.record()},
             "skipped": self.skipped,
             "environment": self.environment,
         }
@@ -249,6 +252,7 @@ def describe(cfg: DictConfig) -> dict[str, Any]:
     """The choices that define a run, in the words that tables and dashboards use."""
     return {
         "dataset": cfg.dataset.name,
+        "id_domain": cfg.dataset.get("id_domain"),
         "backbone": cfg.backbone.name,
         "method": cfg.method,
         "adapter": cfg.adapter.name,

@@ -107,9 +107,9 @@ def against(rows: Sequence[Row], made: Sequence[Comparison], baseline: Baseline)
     """The reported rows minus the baseline, in the columns of the overview; None where nothing can be compared."""
     columns = overview_columns(rows)
     by_cell = {(id(one.row), one.name, one.metric.key): one for one in made}
-    averaged = any(row.parts for row in rows)
+    pairs = next((row.parts_are for row in rows if row.parts), "seeds")
     table = Table(f"Against {baseline}: paired differences", [*HEAD, *(header for header, _, _ in columns)])
-    table.note = _NOTE.format(pairs="datasets" if averaged else "seeds", baseline=baseline)
+    table.note = _NOTE.format(pairs=pairs, baseline=baseline)
     for row in rows:
         cells = [by_cell.get((id(row), name, metric.key)) for _, metric, name in columns]
         if not row.reported or not any(cells):

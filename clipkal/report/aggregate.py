@@ -4,7 +4,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -12,14 +12,12 @@ import numpy as np
 from scipy import stats
 
 from clipkal.report.collect import Run
-from clipkal.report.labels import labels_of
+from clipkal.report.labels import given_to_all, labels_of, places_of
 from clipkal.report.values import (
-    COST,
     ID,
     MEAN_OOD,
     MEAN_TRANSFER,
     NEW,
-    OVERALL,
     H,
     predictives_of,
     values_of,
@@ -45,16 +43,18 @@ class Row:
     """One line of a table.
 
     Attributes:
-        dataset, backbone, method, shots: as in the run; shots is a string, "all" included.
+        dataset: as in the run, with the domain that was learnt from where there are several ("pacs from photo").
+        backbone, method, shots: as in the run; shots is a string, "all" included.
         label: the method, with whatever else tells it from other runs of that method.
         predictive: as in results.json; `reported` marks the one that stands for the method.
         trained: False for zero-shot, where the shots do not matter.
         seeds: the seeds averaged over.
-        run_ids: their runs; empty for an average over datasets.
+        run_ids: their runs; empty for an average over datasets or domains.
         values: (set, metric) -> Estimate, with the sets "ID", each OOD and transfer set by name, what of
             `OVERALL` there is, and `COST`.
         facts: set -> {role, n, classes, bins}.
-        parts: of an average over datasets, the rows it is made of.
+        parts: of an average over datasets or domains, the rows it is made of.
+        whole: the dataset as in the run.
     """
 
     dataset: str
@@ -70,6 +70,7 @@ class Row:
     values: dict[tuple[str, str], Estimate] = field(default_factory=dict)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     parts: list["Row"] = field(default_factory=list)
+    whole: str = ""
 
     @property
     def scaled(self) -> bool:
@@ -79,6 +80,11 @@ class Row:
     def named(self, role: str) -> list[str]:
         """Names of the sets with a role ("id", "ood", "transfer"), in the order of the run."""
         return [name for name, fact in self.facts.items() if fact["role"] == role]
+
+    @property
+    def parts_are(self) -> str:
+        """What an average is over."""
+        return "datasets" if len({part.whole for part in self.parts}) > 1 else "source domains"
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -115,36 +121,39 @@ def _t975(freedom: int) -> float:
 
 
 def aggregate(runs: Iterable[Run]) -> list[Row]:
-    """One row per dataset, backbone, method (and what else differs), shots and predictive, averaged over seeds.
+    """One row per dataset (and domain learnt from), backbone, method (and what else differs), shots and predictive, over seeds.
 
     A mean over OOD or transfer sets is the mean of one run's sets, then averaged over seeds; a run that lacks
     a set that others of the same dataset and backbone have gets none. H is of one run, too.
     """
     families: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in runs:
-        families[str(run.run["dataset"]), str(run.run["backbone"])].append(run)
-    rows = [row for family in families.values() for row in _family_rows(family)]
+    every = list(runs)
+    for run, place in zip(every, places_of(every), strict=True):
+        families[place, str(run.run["backbone"])].append(run)
+    known = given_to_all(every)
+    rows = [row for (place, _), family in families.items() for row in _family_rows(place, family, known)]
     return sorted(rows, key=lambda row: row.order)
 
 
-def _family_rows(family: list[Run]) -> Iterable[Row]:
+def _family_rows(place: str, family: list[Run], known: set[str]) -> Iterable[Row]:
     roles = {  # sets that were evaluated later do not count in the means, which other runs could not have
         name: str(one["role"]) for run in family for name, one in run.sets.items() if not one.get("later")
     }
     groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run, label in zip(family, labels_of(family), strict=True):
+    for run, label in zip(family, labels_of(family, known), strict=True):
         groups[label, str(run.run["shots"])].append(run)
     for (label, shots), members in groups.items():
         for predictive in dict.fromkeys(p for run in members for p in predictives_of(run)):
             having = [run for run in members if predictive in predictives_of(run)]
-            yield _row(label, shots, predictive, having, roles)
+            yield _row(place, label, shots, predictive, having, roles)
 
 
-def _row(label: str, shots: str, predictive: str, runs: list[Run], roles: dict[str, str]) -> Row:
+def _row(place: str, label: str, shots: str, predictive: str, runs: list[Run], roles: dict[str, str]) -> Row:
     runs = sorted(runs, key=lambda run: str(run.run["seed"]))
     about = runs[0].run
     row = Row(
-        dataset=str(about["dataset"]),
+        dataset=place,
+        whole=str(about["dataset"]),
         backbone=str(about["backbone"]),
         method=str(about["method"]),
         label=label,
@@ -195,49 +204,3 @@ def _facts(run: Run, predictive: str) -> dict[str, dict[str, Any]]:
         for name, one in run.sets.items()
         if (metrics := one["predictive"].get(predictive)) is not None
     }
-
-
-def over_datasets(rows: Iterable[Row]) -> list[Row]:
-    """Rows averaged over datasets, per backbone, where there are several; only methods that have every dataset.
-
-    Each seed's values are averaged over datasets first, so the interval is one over seeds, as everywhere;
-    seeds that a dataset lacks are left out. The OOD sets of different datasets differ: only `OVERALL` remain.
-    """
-    families: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        families[row.backbone].append(row)
-    found = []
-    for family in families.values():
-        datasets = {row.dataset for row in family}
-        groups: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
-        for row in family:
-            groups[row.label, row.predictive, row.shots].append(row)
-        complete = [g for g in groups.values() if len(g) == len(datasets) > 1]
-        found += [merged for group in complete if (merged := _merged(group))]
-    return sorted(found, key=lambda row: row.order)
-
-
-def _merged(group: list[Row]) -> Row | None:
-    seeds = [seed for seed in group[0].seeds if all(seed in row.seeds for row in group)]
-    if not seeds:
-        return None
-    first = group[0]
-    row = replace(
-        first,
-        dataset=f"average of {len(group)} datasets",
-        seeds=seeds,
-        run_ids=[],
-        values={},
-        facts={},
-        parts=group,
-    )
-    for key in first.values:
-        if key[0] in (*OVERALL, COST) and all(
-            len(r.values.get(key, _NONE).values) == len(r.seeds) for r in group
-        ):
-            per_seed = [[r.values[key].values[r.seeds.index(seed)] for seed in seeds] for r in group]
-            row.values[key] = estimate(np.mean(per_seed, axis=0).tolist(), seeds)
-    return row
-
-
-_NONE = Estimate(math.nan, None, ())

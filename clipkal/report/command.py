@@ -14,8 +14,11 @@ from rich.text import Text
 from clipkal import __version__, files
 from clipkal.errors import ClipkalError, DataError
 from clipkal.report.against import Baseline, Comparison, baseline_of, comparisons
-from clipkal.report.aggregate import Row, aggregate, over_datasets, shots_rank
+from clipkal.report.aggregate import Row, aggregate, shots_rank
+from clipkal.report.averages import averages
 from clipkal.report.collect import Collection, collect
+from clipkal.report.flags import machine
+from clipkal.report.labels import given_to_all
 from clipkal.report.latex import latex
 from clipkal.report.markdown import markdown
 from clipkal.report.section import sections
@@ -98,7 +101,7 @@ def report(
     for line in found.damaged:
         _left_out(line)
     runs = aggregate(found.runs)
-    rows = [*over_datasets(runs), *runs]
+    rows = [*averages(runs), *runs]
     base = baseline_of(rows, baseline)
     compared = [one for family in families(rows).values() for one in comparisons(family, base)]
     parts = sections(rows, found.runs, base, compared)
@@ -189,6 +192,9 @@ def _about(
         "methods": listed("method"),
         "shots": listed("shots"),
         "seeds": listed("seed"),
+        "protocol": f"{listed('protocol')}; validation images: {listed('validation')}",
+        "given to all": ", ".join(sorted(given_to_all(found.runs))) or "nothing else",
+        "hardware": "; ".join(sorted({machine(run.environment) for run in found.runs})),
         "baseline": str(baseline or "none"),
     }
 
@@ -206,6 +212,8 @@ def summary(found: Collection) -> str:
 def _say(console: Console, found: Collection, rows: Sequence[Row], written: Sequence[Path]) -> None:
     """The last lines: what was read, what is odd about it, and which files are worth opening."""
     console.print(Text(summary(found)))
+    if given := given_to_all(found.runs):
+        console.print(Text(f"all runs with {', '.join(sorted(given))}"), soft_wrap=True)
     single = sorted({row.label for row in rows if row.reported and len(row.seeds) == 1})
     if single:
         names = ", ".join(single[:4]) + (", …" if len(single) > 4 else "")

@@ -54,8 +54,8 @@ def _seeds(rows: Sequence[Row]) -> Iterator[str]:
         if len(seeds) > 1:
             kinds = [f"{_listed(labels)}: {which}" for which, labels in seeds.items()]
             yield (
-                f"Unequal seeds at {shots} shots ({'; '.join(kinds)}): their means are over other shots; "
-                "differences use the shared seeds only."
+                f"Unequal seeds at {shots} shots ({'; '.join(kinds)}): their means are not over the same draws of shots; "
+                "paired differences use the shared seeds only."
             )
 
 
@@ -72,12 +72,15 @@ def _shots(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _hardware(runs: Sequence[Run]) -> Iterator[str]:
-    kinds = {_machine(run.environment) for run in runs if run.environment and run.training.get("seconds")}
+    kinds = {machine(run.environment) for run in runs if run.environment and run.training.get("seconds")}
     if len(kinds) > 1:
         yield f"Seconds were measured on different hardware: {_listed(sorted(kinds))}."
 
 
-def _machine(environment: dict[str, Any]) -> str:
+def machine(environment: dict[str, Any]) -> str:
+    """What a run was computed on."""
+    if not environment:
+        return "unknown"
     return f"{environment.get('gpu') or environment.get('cpu')}, {environment.get('threads')} threads"
 
 

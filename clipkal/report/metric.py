@@ -46,6 +46,8 @@ OTHERS = (
 
 COSTS = (
     Metric("seconds", "Training (s)", 1, 2),
+    Metric("peak_memory_mib", "Peak memory (MiB)", 1, 0),
+    Metric("peak_gpu_memory_mib", "Peak GPU memory (MiB)", 1, 0),
     Metric("passes", "Passes over the shots", 1, 0),
     Metric("trials", "Learning rates tried", 1, 0, None),
     Metric("parameters", "Trained parameters", 1, 0),

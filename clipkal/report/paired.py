@@ -34,7 +34,7 @@ class Difference:
         wins, ties, losses: of the pairs, judged by which end of the metric is good.
         p_sign, p_wilcoxon: two-sided p of the exact sign test (ties left out) and of Wilcoxon's signed-rank test over the
             pairs; 1 where all are ties.
-        pairs: how many. They are seeds, and for an average over datasets the datasets, each a mean over its seeds, since
+        pairs: how many. They are seeds, and for an average over datasets or domains these, each a mean over its seeds, since
             seeds of one dataset are no independent evidence on other datasets (Demšar 2006).
     """
 
@@ -64,7 +64,7 @@ def difference(row: Row, base: Row, name: str, metric: Metric) -> Difference | N
         return None
     pairs = list(over_seeds.values())
     if row.parts:
-        pairs = _over_datasets(row, base, (name, metric.key))
+        pairs = _over_parts(row, base, (name, metric.key))
     signs = np.sign(pairs) * (1 if metric.higher_is_better else -1)
     wins, losses = int((signs > 0).sum()), int((signs < 0).sum())
     return Difference(
@@ -175,8 +175,8 @@ def _minus(one: float, other: float) -> float:
     return 0.0 if one == other else one - other  # two infinite NLLs are a tie
 
 
-def _over_datasets(row: Row, base: Row, key: Key) -> list[float]:
-    """For each dataset the mean difference over its shared seeds."""
+def _over_parts(row: Row, base: Row, key: Key) -> list[float]:
+    """For each dataset or domain the mean difference over its shared seeds."""
     theirs = {part.dataset: part for part in base.parts}
     pairs = [(part, theirs[part.dataset]) for part in row.parts if part.dataset in theirs]
     found = [list(_differences(one, other, key).values()) for one, other in pairs]

@@ -36,7 +36,7 @@ def rank_figure(rows: Sequence[Row]) -> Figure | None:
     for line, metric in zip(grid, metrics, strict=True):
         for axes, name in zip(line, names, strict=True):
             if (metric, name) in panels:
-                _panel(axes, panels[metric, name], f"{metric.title}, {name}", look)
+                _panel(axes, panels[metric, name], f"{metric.title}, {name}", look, chosen[0].parts_are)
             else:
                 axes.set_axis_off()
     for axes in grid[-1]:
@@ -44,7 +44,7 @@ def rank_figure(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-def _panel(axes: Axes, found: Ranks, title: str, look: dict[str, Style]) -> None:
+def _panel(axes: Axes, found: Ranks, title: str, look: dict[str, Style], over: str) -> None:
     half = found.critical / 2
     places = range(len(found.labels))
     axes.axvspan(found.ranks[0] - half, found.ranks[0] + half, color=RULE, alpha=0.5, linewidth=0)
@@ -68,7 +68,7 @@ def _panel(axes: Axes, found: Ranks, title: str, look: dict[str, Style]) -> None
     p = "p < .001" if found.p_friedman < 0.001 else f"p = {found.p_friedman:.3f}"
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.set_title(
-        f"{found.datasets} datasets · CD {found.critical:.2f} · Friedman {p}",
+        f"{found.datasets} {over} · CD {found.critical:.2f} · Friedman {p}",
         loc="right",
         fontsize=8,
         color=MUTED,

@@ -157,10 +157,18 @@ def cost(rows: Sequence[Row]) -> Table | None:
     quality = [one for one in overview_columns(rows) if one[1].key in ("accuracy", "nll")]
     columns = [(metric.title, metric, COST) for metric in metrics] + quality
     table = filled("Cost beside quality", rows, columns)
+    table.note = _COST
     first = len(HEAD) + len(metrics)  # what is cheap is not yet good
     table.best = {place for place in table.best if place[1] >= first}
     table.top = {place for place in table.top if place[1] >= first}
     return table if metrics else None
+
+
+_COST = (
+    "Seconds and passes are those of learning, over all learning rates that were tried. Memory is the most that was resident in "
+    "the process while the run went, with all that was loaded, and with what jobs of a sweep keep for one another; on a GPU the "
+    "most that was allocated there."
+)
 
 
 def filled(title: str, rows: Sequence[Row], columns: Columns) -> Table:
@@ -187,7 +195,7 @@ def shown(estimate: Estimate | None, metric: Metric, sign: str = "") -> str:
     if math.isinf(estimate.mean):
         return "−∞" if estimate.mean < 0 else f"{sign}∞"
     text = f"{estimate.mean * metric.factor:{sign}.{metric.decimals}f}".replace("-", "−")
-    if estimate.half_width is None:
+    if estimate.half_width is None or (not metric.decimals and estimate.half_width < 0.5):  # of a count
         return text
     return f"{text} ± {estimate.half_width * metric.factor:.{metric.decimals}f}"
 
@@ -200,10 +208,12 @@ def note_of(rows: Sequence[Row]) -> str:
         for name, fact in row.facts.items():
             facts[name].add((fact["n"], fact["classes"]))
             bins.add(fact["bins"])
+    averaged = next((row for row in rows if row.parts), None)
     sizes = ", ".join(
         f"{name} " + " or ".join(f"{n} / {c}" for n, c in sorted(pairs)) for name, pairs in facts.items()
     )
-    if not sizes:
-        return "Each seed's value is the mean over the datasets; rows that lack a dataset are left out."
+    if averaged:
+        single = " A set's column is the mean over the domains that are tested on it." * bool(sizes)
+        return f"Each seed's value is the mean over the {averaged.parts_are}; rows that lack one are left out.{single}"
     widths = " or ".join(map(str, sorted(bins)))
     return f"Images / classes: {sizes}. ECE over the full set with {widths} equal-width bins."

@@ -139,7 +139,10 @@ def _whole(path: Path, run: dict[str, Any], result: Evaluation) -> dict[str, Any
         "val_nll": kept["val_nll"],
         "seconds": 0.1 * epochs,
     }
-    return {"training": record | {"parameters": 384, "trials": trials}, "environment": environment}
+    return {
+        "training": record | {"parameters": 384, "peak_memory_mib": 900.4, "trials": trials},
+        "environment": environment,
+    }
 
 
 def curve(epochs: int, rate: float) -> list[dict[str, float]]:

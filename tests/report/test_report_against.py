@@ -13,7 +13,8 @@ from synthetic_runs import write_run
 
 from clipkal.errors import DataError
 from clipkal.report.against import Baseline, against, baseline_of, comparisons
-from clipkal.report.aggregate import Row, aggregate, over_datasets
+from clipkal.report.aggregate import Row, aggregate
+from clipkal.report.averages import over_datasets
 from clipkal.report.collect import collect
 from clipkal.report.command import main
 from clipkal.report.latex import escaped, latex

@@ -9,8 +9,10 @@ import pytest
 from scipy import stats
 from synthetic_runs import write_run
 
-from clipkal.report.aggregate import ID, MEAN_OOD, aggregate, estimate, over_datasets, shots_rank
+from clipkal.report.aggregate import ID, MEAN_OOD, aggregate, estimate, shots_rank
+from clipkal.report.averages import over_datasets
 from clipkal.report.collect import collect
+from clipkal.report.labels import given_to_all
 
 
 def test_estimate_is_the_textbook_interval() -> None:
@@ -97,6 +99,20 @@ def test_runs_that_differ_in_more_than_the_seed_are_never_averaged(tmp_path: Pat
     }
 
 
+def test_what_all_runs_were_given_names_a_row_only_where_there_is_one(tmp_path: Path) -> None:
+    write_run(tmp_path, n=20, overrides=["dataset.ood=null"])
+    assert {row.label for row in aggregate(collect([tmp_path]).runs)} == {"kalman (dataset.ood=null)"}
+    write_run(tmp_path, n=20, method="adamw", overrides=["dataset.ood=null"])
+    runs = collect([tmp_path]).runs
+    assert {row.label for row in aggregate(runs)} == {"kalman", "adamw"}
+    assert given_to_all(runs) == {"dataset.ood=null"}
+    write_run(tmp_path, n=20, dataset="other", overrides=["dataset.ood=null", "optimizer.prior=1"])
+    write_run(tmp_path, n=20, dataset="third", method="adamw")
+    labels = {row.label for row in aggregate(collect([tmp_path]).runs)}
+    assert labels == {"kalman (dataset.ood=null)", "adamw (dataset.ood=null)", "adamw",
+                      "kalman (dataset.ood=null, optimizer.prior=1)"}  # fmt: skip
+
+
 def test_what_all_runs_of_an_experiment_share_names_no_row(tmp_path: Path) -> None:
     for seed, prior in ((1, []), (2, ["optimizer.prior=1"])):
         write_run(tmp_path, n=20, seed=seed, overrides=["experiment=coop", "optimizer.epochs=2", *prior])
@@ -105,8 +121,8 @@ def test_what_all_runs_of_an_experiment_share_names_no_row(tmp_path: Path) -> No
     write_run(tmp_path, n=20, seed=3, overrides=["experiment=grng", "optimizer.epochs=2"])
     labels = {row.label for row in aggregate(collect([tmp_path]).runs)}
     assert {
-        "kalman (experiment=coop, optimizer.epochs=2)",
-        "kalman (experiment=grng, optimizer.epochs=2)",
+        "kalman (experiment=coop)",
+        "kalman (experiment=grng)",
     } < labels
 
 

@@ -15,7 +15,8 @@ from synthetic_runs import write_run
 
 from clipkal.errors import ClipkalError, DataError
 from clipkal.report.against import Baseline, comparisons
-from clipkal.report.aggregate import aggregate, over_datasets
+from clipkal.report.aggregate import aggregate
+from clipkal.report.averages import over_datasets
 from clipkal.report.collect import collect
 from clipkal.report.latex import latex
 from clipkal.report.markdown import markdown

@@ -95,7 +95,7 @@ def test_holm_is_the_published_adjustment() -> None:
 
 
 def test_an_average_over_datasets_is_tested_over_datasets_and_its_interval_is_over_seeds() -> None:
-    from clipkal.report.aggregate import over_datasets
+    from clipkal.report.averages import over_datasets
 
     rows = [
         row(

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 from synthetic_runs import write_run
 
-from clipkal.report.aggregate import aggregate, over_datasets
+from clipkal.report.aggregate import aggregate
+from clipkal.report.averages import over_datasets
 from clipkal.report.collect import collect
 from clipkal.report.metric import METRICS
 from clipkal.report.rank_view import rank_figure

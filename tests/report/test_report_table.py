@@ -7,7 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from clipkal.report.aggregate import ID, Estimate, aggregate, over_datasets
+from clipkal.report.aggregate import ID, Estimate, aggregate
+from clipkal.report.averages import over_datasets
 from clipkal.report.collect import collect
 from clipkal.report.markdown import markdown
 from clipkal.report.metric import METRICS

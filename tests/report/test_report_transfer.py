@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 from synthetic_runs import write_run
 
-from clipkal.report.aggregate import ID, MEAN_OOD, MEAN_TRANSFER, NEW, H, Row, aggregate, over_datasets
+from clipkal.report.aggregate import ID, MEAN_OOD, MEAN_TRANSFER, NEW, H, Row, aggregate
+from clipkal.report.averages import over_datasets
 from clipkal.report.collect import collect
 from clipkal.report.command import report
 from clipkal.report.metric import METRICS

@@ -75,7 +75,10 @@ def test_learning_curves_are_of_the_kept_trial_and_count_images(whole: Path) -> 
 def test_cost_beside_quality(whole: Path) -> None:
     rows, _ = read(whole)
     table = cost(rows)
-    wanted = ["Training (s)", "Passes over the shots", "Learning rates tried", "Trained parameters"]
+    wanted = [
+        *("Training (s)", "Peak memory (MiB)", "Passes over the shots", "Learning rates tried"),
+        "Trained parameters",
+    ]
     assert table is not None and table.header == [
         *HEAD,
         *wanted,
@@ -84,13 +87,13 @@ def test_cost_beside_quality(whole: Path) -> None:
         "NLL ID",
         "NLL OOD",
     ]
-    cells = {line[0]: line[len(HEAD) : len(HEAD) + 4] for line in table.cells}
+    cells = {line[0]: line[len(HEAD) : len(HEAD) + 5] for line in table.cells}
     assert cells == {
-        "adamw": ["0.80 ± 0.00", "16 ± 0", "2 ± 0", "384 ± 0"],
-        "kalman": ["0.10 ± 0.00", "1 ± 0", "1 ± 0", "384 ± 0"],
-        "zeroshot": ["0.00 ± 0.00", "–", "–", "–"],
+        "adamw": ["0.80 ± 0.00", "900", "16", "2", "384"],
+        "kalman": ["0.10 ± 0.00", "900", "1", "1", "384"],
+        "zeroshot": ["0.00 ± 0.00", "–", "–", "–", "–"],
     }
-    assert all(column >= len(HEAD) + 4 for _, column in table.best)
+    assert all(column >= len(HEAD) + 5 for _, column in table.best)
     row = next(row for row in rows if row.label == "adamw")
     assert row.values[COST, "passes"].mean == 16
     figure = cost_against_quality(rows)
