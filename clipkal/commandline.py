@@ -20,21 +20,20 @@ from clipkal.tracking.writing import printable
 PICTURES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and so do the parsers of its subcommands."""
 
     def error(self, message: str) -> NoReturn:
         complain(self.prog.split()[0], f"{message} ({self.prog} --help shows how)")
         sys.exit(2)
 
 
-class Parser(OneLineParser):
+def command_parser(name: str, about: str, examples: str) -> Parser:
     """Of a command: its name, what it is for, and a last page of examples."""
-
-    def __init__(self, name: str, about: str, examples: str):
-        raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog=name, description=about, epilog=examples, formatter_class=raw)
-        self.add_argument("--version", action="version", version=f"clipkal {__version__}")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog=name, description=about, epilog=examples, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"clipkal {__version__}")
+    return parser
 
 
 def status_of(

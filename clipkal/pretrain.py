@@ -1,9 +1,4 @@
-"""`clipkal-pretrain`: make the embedded model from nothing but code.
-
-clipkal-pretrain --out pretraining              # train, then write pretraining/release
-clipkal-pretrain --out pretraining --resume     # go on after an interruption
-clipkal-pretrain --evaluate                     # zero-shot table of the packaged model, as JSON
-"""
+"""`clipkal-pretrain`: make the embedded model from nothing but code."""
 
 from __future__ import annotations
 
@@ -18,20 +13,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from clipkal.commandline import command_parser, status_of
 from clipkal.data.world.styles import STYLES
-from clipkal.errors import ClipkalError
 from clipkal.pretraining.evaluation import zero_shot
 from clipkal.pretraining.model import MERGES_NAME, load_tokenizer, write_merges
 from clipkal.pretraining.release import PACKAGED, load_release, write_release
 from clipkal.pretraining.stream import Curriculum
 from clipkal.pretraining.training import Progress, Recipe, Trainer
 
+NAME = "clipkal-pretrain"
+EXAMPLES = """examples:
+  clipkal-pretrain --out pretraining              # train, then write pretraining/release
+  clipkal-pretrain --out pretraining --resume     # go on after an interruption
+  clipkal-pretrain --evaluate                     # zero-shot table of the packaged model, as JSON"""
 DEFAULT_SAMPLES = 320_000
 CHECKPOINT_NAME = "checkpoint.pt"
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="clipkal-pretrain", description="Pretrain the embedded mini-CLIP.")
+    parser = command_parser(NAME, "Pretrain the embedded mini-CLIP.", EXAMPLES)
     parser.add_argument(
         "--out", type=Path, default=Path("pretraining"), help="folder of checkpoint and release"
     )
@@ -96,12 +96,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
-    try:
-        run(_arguments(argv))
-    except ClipkalError as error:
-        print(f"clipkal-pretrain: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return status_of(NAME, run, _arguments(argv))
 
 
 if __name__ == "__main__":

@@ -88,9 +88,8 @@ def test_no_imports_go_round_in_a_circle(whole):
     graph: dict[str, set[str]] = {}
     for name, found in IMPORTS.items():
         for one, at_once in found:
-            above = one.startswith(f"{name}.") or name.startswith(
-                f"{one}."
-            )  # a package gathers what is in it
+            # A package gathers what is in it
+            above = one.startswith(f"{name}.") or name.startswith(f"{one}.")
             if (at_once or whole == "folders") and label(one) != label(name) and not above:
                 graph.setdefault(label(name), set()).add(label(one))
     try:

@@ -30,7 +30,6 @@ def image_features(
     backbone: Backbone,
     image_set: ImageSet,
     cache_dir: CacheDir = None,
-    precision: str | None = None,
     workers: int = 0,
     progress: bool = True,
     on_bad_image: str = "error",
@@ -41,7 +40,6 @@ def image_features(
         backbone: see `load_backbone`.
         image_set: N images.
         cache_dir: feature cache; None = `$CLIPKAL_CACHE` or `~/.cache/clipkal`; False or "off" = no cache.
-        precision: fp32, fp16 or bf16 arithmetic in the visual tower; None = the backbone's own.
         workers: threads that decode while the model encodes; 0 = as many as torch has.
         progress: a bar on terminals for work of more than two seconds.
         on_bad_image: "error" or "skip", for images that cannot be decoded.
@@ -57,25 +55,22 @@ def image_features(
         raise ConfigError(f"data.on_bad_image={on_bad_image}: choose error or skip")
     if workers < 0:
         raise ConfigError(f"data.workers={workers}: give a number of threads, or 0 for as many as torch has")
-    precision = precision or backbone.precision
-    if precision not in DTYPES:
-        raise ConfigError(f"backbone.precision={precision}: choose one of {', '.join(DTYPES)}")
     strict = on_bad_image == "error"
     entry = load_or_compute(
         cache_dir,
-        _header(backbone, image_set, precision),
-        compute=lambda: _encode(backbone, image_set, precision, workers, progress, strict),
+        _header(backbone, image_set),
+        compute=lambda: _encode(backbone, image_set, workers, progress, strict),
         accept=lambda found: all(not strict and _unreadable(image_set, i) for i in found["skipped"].tolist()),
     )
     return _feature_set(image_set, entry)
 
 
-def _header(backbone: Backbone, image_set: ImageSet, precision: str) -> Header:
+def _header(backbone: Backbone, image_set: ImageSet) -> Header:
     """Everything that defines the features of this set."""
     return {
         "kind": "images",
         **backbone.identity,
-        "precision": precision,
+        "precision": backbone.precision,
         "transform": backbone.transform,
         "set": image_set.digest,
         "ids": files.digest(*image_set.ids),
@@ -100,11 +95,9 @@ def _unreadable(image_set: ImageSet, i: int) -> bool:
     return False
 
 
-def _encode(
-    backbone: Backbone, image_set: ImageSet, precision: str, workers: int, progress: bool, strict: bool
-) -> Entry:
+def _encode(backbone: Backbone, image_set: ImageSet, workers: int, progress: bool, strict: bool) -> Entry:
     """features float32 [N - skipped, d] in the set's order and the places of skipped images, int64."""
-    model = reduced_precision(backbone.model, precision)
+    model, precision = reduced_precision(backbone.model, backbone.precision), backbone.precision
     skipped: list[Problem] = []
     readable = readable_images(backbone, image_set, workers, progress, strict, skipped, "features")
     rows = [encode(model, images.to(backbone.device, non_blocking=True)).cpu() for images in readable]

@@ -21,7 +21,6 @@ def featurise(
     backbone: Backbone | None,
     task: FewShotTask,
     cache_dir: CacheDir = None,
-    precision: str | None = None,
     workers: int = 0,
     progress: bool = True,
     on_bad_image: str = "error",
@@ -35,7 +34,7 @@ def featurise(
     Args:
         backbone: from `load_backbone`; None for precomputed features.
         task: what `draw_task` returned.
-        cache_dir, precision, workers, progress, on_bad_image: see `image_features`.
+        cache_dir, workers, progress, on_bad_image: see `image_features`.
 
     Returns:
         the task, and the ids of skipped images by set ("test" or the set's name), where there are any.
@@ -54,9 +53,7 @@ def featurise(
         raise ConfigError(
             f"dataset {task.name} holds images, which backbone={PRECOMPUTED} cannot read: type backbone=mini"
         )
-    through = lambda one, on_bad: image_features(
-        backbone, one, cache_dir, precision, workers, progress, on_bad
-    )
+    through = lambda one, on_bad: image_features(backbone, one, cache_dir, workers, progress, on_bad)
     text = lambda prompts: text_features(backbone, prompts, cache_dir, progress)
     return seen_through(task, through, text, backbone.logit_scale, on_bad_image)
 

@@ -33,18 +33,13 @@ def as_shift(
 
 
 def matched(
-    name: str,
-    found: Iterable[str],
-    keys: Sequence[str],
-    place: Path,
-    class_map: Mapping[str, str] | None,
+    name: str, found: Iterable[str], keys: Sequence[str], place: Path, class_map: Mapping[str, str] | None
 ) -> dict[str, str]:
     """Which class of ID each class of the OOD set `name` stands for.
 
     Without a map it is the class of the same name, upper and lower case, underscores and the spelling of
     accents aside; where all are called 0, 1, 2, …, and ID's are not, they stand for the classes in order, as in
-    ImageNetV2. With a map
-    (class there -> class of ID) classes that are not in it are left out.
+    ImageNetV2. With a map (class there -> class of ID) classes that are not in it are left out.
 
     Raises:
         DataError: a class is unknown to ID or is two classes there, or the map names one that is nowhere.

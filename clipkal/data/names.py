@@ -8,14 +8,8 @@ from difflib import get_close_matches
 
 from clipkal.errors import ClipkalError, ConfigError, DataError
 
-_MISSING = {
-    "",
-    "nan",
-    "<na>",
-    "nat",
-    "-1",
-    "-1.0",
-}  # not none, null and NA, which are classes of some datasets
+# Not none, null and NA, which are classes of some datasets
+_MISSING = {"", "nan", "<na>", "nat", "-1", "-1.0"}
 
 
 def choose(kind: str, name: str, known: Sequence[str], error: type[ClipkalError] = DataError) -> str:

@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipkal.commandline import Parser, console, positive, say
+from clipkal.commandline import command_parser, console, positive, say
 from clipkal.errors import BackboneError, ClipkalError, ConfigError
 from clipkal.inference.command import quiet, run_command
 
@@ -28,7 +28,7 @@ MARKS = {"ok": ("✓", "green"), "note": ("·", "yellow"), "wrong": ("✗", "red
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; exits with 1 where something looks wrong, with 2 after one line on bad input."""
-    parser = Parser(NAME, HELP, EXAMPLES)
+    parser = command_parser(NAME, HELP, EXAMPLES)
     parser.add_argument(
         "settings", metavar="KEY=VALUE", nargs="*", help="backbone=…, dataset=…, data.root=…, device=…"
     )

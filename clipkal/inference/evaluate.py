@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from clipkal.commandline import Parser, console, say
+from clipkal.commandline import command_parser, console, say
 from clipkal.errors import ClipkalError
 from clipkal.inference.command import EXIT, RUN_HELP, SKIPPED, add_model_options, load, run_command
 
@@ -35,7 +35,7 @@ SETTINGS = ("dataset", "data", "fewshot.transfer")
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; exits with 3 where images were skipped, with 2 after one line on bad input."""
-    parser = Parser(NAME, HELP, EXAMPLES)
+    parser = command_parser(NAME, HELP, EXAMPLES)
     parser.add_argument("run", metavar="RUN", type=Path, help=RUN_HELP)
     parser.add_argument(
         "settings", metavar="KEY=VALUE", nargs="*", help=f"a setting of {', '.join(SETTINGS)}, as of a run"
@@ -58,9 +58,8 @@ def evaluate(options: argparse.Namespace) -> int:
     from clipkal.inference.record import read_record
     from clipkal.inference.settings import merged
 
-    cfg = merged(
-        read_record(options.run).cfg, options.settings, options.config_dir
-    )  # before torch is imported
+    # Before torch is imported
+    cfg = merged(read_record(options.run).cfg, options.settings, options.config_dir)
     run = load(options)
     cfg.data.workers, cfg.data.progress = options.workers or cfg.data.workers, not options.no_progress
     from clipkal.inference.evaluation import evaluate_run, write_evaluation

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipkal import files
-from clipkal.commandline import Parser, console, say
+from clipkal.commandline import command_parser, console, say
 from clipkal.errors import ClipkalError
 from clipkal.inference.command import EXIT, RUN_HELP, check_run, quiet, run_command
 from clipkal.tracking.writing import writing
@@ -35,7 +35,7 @@ what it writes into OUT:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; exits with 2 after one line on bad input."""
-    parser = Parser(NAME, HELP, EXAMPLES)
+    parser = command_parser(NAME, HELP, EXAMPLES)
     parser.add_argument("run", metavar="RUN", type=Path, help=RUN_HELP)
     parser.add_argument("out", metavar="OUT", type=Path, help="the folder to write")
     parser.add_argument(

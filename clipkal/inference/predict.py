@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from clipkal.commandline import Parser, complain, console, picture_format, positive, say, share
+from clipkal.commandline import command_parser, complain, console, picture_format, positive, say, share
 from clipkal.inference.command import EXIT, RUN_HELP, SKIPPED, add_model_options, load, run_command
 
 NAME = "clipkal-predict"
@@ -36,7 +36,7 @@ columns (uncertainties in nats):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; exits with 3 where images were skipped, with 2 after one line on bad input."""
-    parser = Parser(NAME, HELP, EXAMPLES)
+    parser = command_parser(NAME, HELP, EXAMPLES)
     parser.add_argument("run", metavar="RUN", type=Path, help=RUN_HELP)
     parser.add_argument(
         "images", metavar="IMAGE", nargs="+", help="a file, a folder (searched downwards) or a pattern"

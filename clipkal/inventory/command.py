@@ -14,8 +14,8 @@ from rich.text import Text
 
 from clipkal import files
 from clipkal.commandline import (
-    OneLineParser,
     Parser,
+    command_parser,
     complain,
     console,
     picture_format,
@@ -65,10 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> Parser:
-    parser = Parser(NAME, HELP, EXAMPLES)
-    commands = parser.add_subparsers(
-        title="commands", required=True, metavar="COMMAND", parser_class=OneLineParser
-    )
+    parser = command_parser(NAME, HELP, EXAMPLES)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     one = commands.add_parser("list", help="which datasets there are, and which are below the data root")
     one.set_defaults(work=list_datasets)
@@ -98,8 +96,8 @@ def _parser() -> Parser:
     return parser
 
 
-def _named(commands: argparse._SubParsersAction, name: str, text: str) -> OneLineParser:
-    one: OneLineParser = commands.add_parser(name, help=text, description=f"Shows {text}.")
+def _named(commands: argparse._SubParsersAction, name: str, text: str) -> Parser:
+    one: Parser = commands.add_parser(name, help=text, description=f"Shows {text}.")
     if name == "check":
         one.description = f"Finds out {text}."
     one.add_argument("name", metavar="NAME", help=NAME_HELP)

@@ -164,12 +164,7 @@ def _nothing(pen: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
 
 
 def _text(
-    pen: ImageDraw.ImageDraw,
-    x: int,
-    y: int,
-    lines: Sequence[str],
-    colour: str,
-    font: ImageFont.FreeTypeFont,
+    pen: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[str], colour: str, font: ImageFont.FreeTypeFont
 ) -> None:
     for i, line in enumerate(lines):
         pen.text((x, y + 16 * i), line, colour, font)

@@ -58,13 +58,7 @@ def model_config(vocab_size: int) -> dict[str, Any]:
         "head_width": 64,
         "patch_size": None,
     }
-    text = {
-        "context_length": CONTEXT_LENGTH,
-        "vocab_size": vocab_size,
-        "width": 96,
-        "heads": 3,
-        "layers": 2,
-    }
+    text = {"context_length": CONTEXT_LENGTH, "vocab_size": vocab_size, "width": 96, "heads": 3, "layers": 2}
     return {"embed_dim": EMBED_DIM, "vision_cfg": vision, "text_cfg": text}
 
 

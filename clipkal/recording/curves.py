@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from clipkal.optim.base import StepInfo
 from clipkal.tracking import Mirror
-from clipkal.training import Progress, Training, reported, said
+from clipkal.training import Progress, Training
+from clipkal.training.scores import curve_values, step_figures
 
 NAMES = {"train_loss": "train/loss", "val_nll": "val/nll", "log_evidence": "posterior/log_evidence"}
 """What the means of an epoch are called; log_evidence is an image's."""
@@ -45,7 +46,7 @@ class Curves:
             return
         evidence = info.log_evidence
         values = {} if evidence is None else {"posterior/log_evidence": evidence / progress.batch}
-        values |= {"train/batch_loss": info.loss, **said(progress.optimizer, reported(info))}
+        values |= {"train/batch_loss": info.loss, **curve_values(progress.optimizer, step_figures(info))}
         self.mirror.log(values, epoch=progress.epoch, images_seen=progress.images, step=progress.step)
 
     def kept(self, training: Training | None) -> None:

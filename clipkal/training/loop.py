@@ -34,7 +34,7 @@ from clipkal.training.plan import (
     Trial,
     Watch,
 )
-from clipkal.training.scores import reported, said, validation_nll
+from clipkal.training.scores import curve_values, step_figures, validation_nll
 
 
 def train(
@@ -102,11 +102,9 @@ class _Loop:
         self._judge(index, 0, {})
 
     def _built(self, rate: float | None) -> BatchOptimizer:
-        """The optimiser of a trial, which has been shown the validation images."""
+        """The optimiser of a trial, which has been shown the validation set where that is features: no image is read for it."""
         optimizer, val = self.build(self.adapter, rate), self.task.val
-        if (
-            val is not None and len(val.labels) and isinstance(val.inputs, Tensor)
-        ):  # no images are read for this
+        if val is not None and len(val.labels) and isinstance(val.inputs, Tensor):
             optimizer.hold_out(val.inputs.to(self.device), val.labels.to(self.device))
         return optimizer
 
@@ -121,6 +119,7 @@ class _Loop:
             self.trials[index].curve.append({"epoch": self.epoch + 1, "train_loss": math.inf})
 
     def _pass(self, index: int) -> None:
+        """Goes once over the shots, from where the pass stands, and judges the parameters after it."""
         seed = self.plan.seed + self.plan.member(index)
         batches = list(self._batches(seed))
         for position in range(self.position, len(batches)):
@@ -130,10 +129,10 @@ class _Loop:
             inputs, labels = self.shots.inputs[chosen], self.shots.labels[chosen]
             info = self.optimizer.step(inputs.to(self.device), labels.to(self.device))
             self._add(info, len(chosen))
-            self.last_step = reported(info)
+            self.last_step = step_figures(info)
             self.position = position + 1
             if self.watch:
-                self.watch(self._progress(index, len(batches), len(chosen)), info)
+                self.watch(self._progress(len(batches), len(chosen)), info)
             if self.saver:
                 self.saver.after_step(lambda: self.state(index))
         self.epoch, self.position = self.epoch + 1, 0
@@ -141,12 +140,12 @@ class _Loop:
         self.sums = {}
         self._judge(index, self.epoch, means)
 
-    def _progress(self, index: int, batches: int, batch: int) -> Progress:
+    def _progress(self, batches: int, batch: int) -> Progress:
         count = len(self.shots.labels)
         seen = min(count, self.position * (self.plan.batch_size or count))
         done, images = self.epoch * batches + self.position, self.epoch * count + seen
         steps = self.plan.epochs * batches
-        return Progress(index, done, steps, images / count, images, batch, self.optimizer)
+        return Progress(done, steps, images / count, images, batch, self.optimizer)
 
     def _add(self, info: StepInfo, images: int) -> None:
         """An epoch reports, an image, the loss of every batch before its step and, where there is one, the log evidence."""
@@ -176,7 +175,7 @@ class _Loop:
         values |= {"val_nll": val_nll} if val_nll is not None else {}
         trial.curve.append(values)
         if self.report:
-            self.report(index, epoch, values | said(self.optimizer, self.last_step))
+            self.report(index, epoch, values | curve_values(self.optimizer, self.last_step))
         if val_nll is None or self.plan.keep == "last":
             kept = epoch == self.plan.epochs
         else:

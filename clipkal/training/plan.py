@@ -106,7 +106,7 @@ class Saver(Protocol):
 
 
 class Report(Protocol):
-    """Hears about every finished epoch: its means, and what the optimiser said after its last step (`said`)."""
+    """Hears about every finished epoch: its means, and the `curve_values` of its last step."""
 
     def __call__(self, trial: int, epoch: int, values: dict[str, float]) -> None: ...
 
@@ -119,7 +119,6 @@ class Progress:
     step left it.
     """
 
-    trial: int
     step: int
     steps: int
     epoch: float

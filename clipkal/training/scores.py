@@ -11,16 +11,16 @@ from clipkal.optim.base import BatchOptimizer, StepInfo
 from clipkal.uncertainty.reader import Reader
 
 
-def reported(info: StepInfo) -> dict[str, float]:
+def step_figures(info: StepInfo) -> dict[str, float]:
     """The log evidence of a step, where there is one, and its metrics."""
     evidence = {} if info.log_evidence is None else {"log_evidence": info.log_evidence}
     return {**evidence, **info.metrics}
 
 
-def said(optimizer: BatchOptimizer, last_step: dict[str, float]) -> dict[str, float]:
-    """What an optimiser says after a step beside loss and evidence: `posterior/*` of a Bayesian one, else `train/*`.
+def curve_values(optimizer: BatchOptimizer, last_step: dict[str, float]) -> dict[str, float]:
+    """What a step is shown by, beside loss and evidence: `posterior/*` of a Bayesian optimiser, else `train/*`.
 
-    last_step: as `reported`.
+    last_step: as `step_figures`.
     """
     place = "posterior" if "log_evidence" in last_step else "train"
     found = {name: value for name, value in last_step.items() if name != "log_evidence"} | optimizer.monitor()

@@ -201,7 +201,7 @@ def test_a_copy_shares_the_frozen_model_but_not_the_factors():
 
 def test_what_is_trainable():
     adapter = adapter_of(clip_of("vit"), rank=4, targets=["q", "v"])
-    assert adapter.trainable == 2 * 2 * 4 * (32 + 32)
+    assert adapter.describe()["trainable"] == 2 * 2 * 4 * (32 + 32)
     assert not adapter.log_scale.requires_grad
     assert all(not p.requires_grad for p in adapter.frozen.clip.parameters())
     assert "trainable=1024" in repr(adapter)

@@ -128,9 +128,8 @@ def mini(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     import gzip
 
     merges = "#version\n" + "\n".join(["c a", "d o", "ca t</w>", "do g</w>"]) + "\n"
-    vocabulary = (
-        512 + 5 + 2
-    )  # bytes with and without </w>; merges and the empty line at the end; start and end
+    # Bytes with and without </w>; merges and the empty line at the end; start and end
+    vocabulary = 512 + 5 + 2
     text = {"context_length": 8, "vocab_size": vocabulary, "width": 16, "heads": 2, "layers": 1}
     text["tokenizer_kwargs"] = {"bpe_path": "merges.txt.gz"}
     folder = save_folder(tmp_path / "mini", VIT, text_cfg=text)

@@ -31,11 +31,8 @@ def test_greyscale_alpha_palette_and_cmyk_become_rgb():
     assert pixel(encoded(Image.new("L", (2, 2), 77))) == (77, 77, 77)
     assert pixel(encoded(Image.new("1", (2, 2), 1))) == (255, 255, 255)
     assert pixel(encoded(Image.new("LA", (2, 2), (50, 0)))) == (50, 50, 50)
-    assert pixel(encoded(Image.new("RGBA", (2, 2), (1, 2, 3, 0)))) == (
-        1,
-        2,
-        3,
-    )  # alpha is dropped, not blended
+    # Alpha is dropped, not blended
+    assert pixel(encoded(Image.new("RGBA", (2, 2), (1, 2, 3, 0)))) == (1, 2, 3)
     assert pixel(encoded(Image.new("CMYK", (2, 2), (0, 255, 255, 0)), "TIFF")) == (255, 0, 0)
     palette = Image.new("RGB", (2, 2), (10, 200, 30)).convert("P", palette=Image.Palette.ADAPTIVE)
     assert pixel(encoded(palette)) == (10, 200, 30)

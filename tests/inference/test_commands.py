@@ -162,7 +162,6 @@ PLAIN = """
 import sys, torch, open_clip, numpy as np
 from PIL import Image
 from safetensors.torch import load_file
-from whole_runs import FROM_HERE
 image, *folders = sys.argv[1:]
 for out in folders:
     model = open_clip.create_model("local-dir:" + out).eval()
@@ -230,9 +229,8 @@ def test_an_export_loads_as_a_backbone_and_as_onnx(finished, images, tmp_path):
     assert typed(export, path, out, "--onnx") == 0
     run = clipkal.load_run(path)
     test = some_images(run)
-    pixels = torch.stack(
-        [run.backbone.preprocess(test.decode(i)) for i in range(5)]
-    )  # another number than was traced
+    # Another number than was traced
+    pixels = torch.stack([run.backbone.preprocess(test.decode(i)) for i in range(5)])
     expected = run.predict(test, "plugin").probs[:5]
     assert (onnx_logits(out / "model.onnx", pixels).double().softmax(1) - expected).abs().max() < 1e-4
     assert typed(doctor, "backbone=open_clip", f"backbone.model=local-dir:{out}", "--no-zero-shot") == 0
@@ -257,9 +255,8 @@ def test_an_export_overwrites_nothing_that_is_not_its_own(finished, tmp_path, ca
 def test_what_merging_would_change_is_exported_alone(finished, tmp_path, monkeypatch, capsys):
     from clipkal.adapters import LinearAdapter
 
-    monkeypatch.setattr(
-        LinearAdapter, "head", lambda self: self.text
-    )  # of an adapter that forgot its own map
+    # An adapter that forgets its own map
+    monkeypatch.setattr(LinearAdapter, "head", lambda self: self.text)
     assert typed(export, finished("method=kalman", "predictive=sampled"), tmp_path / "out") == 0
     assert "the adapter alone: merged, its cosines would differ by" in capsys.readouterr().out
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"adapter.safetensors", "README.md"}
@@ -360,9 +357,8 @@ def test_new_sets_stand_in_the_report_beside_the_old_ones(finished, images, tmp_
     for old, new in zip(before, after, strict=True):
         assert new.named("ood") == ["night", "gaussian_noise@5"]
         assert 0 <= new.values["gaussian_noise@5", "accuracy"].mean <= 1
-        assert (
-            new.values["mean OOD", "nll"] == old.values["mean OOD", "nll"]
-        )  # which other runs must be able to have
+        # Other runs must be able to have the same mean, so it does not count the new set
+        assert new.values["mean OOD", "nll"] == old.values["mean OOD", "nll"]
         assert new.values["ID", "nll"] == old.values["ID", "nll"]
     assert clipkal.load_run(path).predictives == before_names  # the run is still whole
 
@@ -387,9 +383,8 @@ def test_another_dataset_is_matched_by_the_names_of_its_classes(finished, images
         pd.read_parquet(p) for p in (path / "evaluations/other.parquet", path / "predictions.parquet")
     )
     night = night[(night.set == "night") & (night.predictive == "plugin") & (night.label != 1)]
-    frame = frame[frame.predictive == "plugin"].sort_values(
-        "label", kind="stable"
-    )  # STAR comes before circle there
+    # STAR comes before circle there
+    frame = frame[frame.predictive == "plugin"].sort_values("label", kind="stable")
     assert frame.label.tolist() == night.label.tolist()
     three = np.stack(night.probs)[:, [0, 2]]
     assert np.allclose(np.stack(frame.probs), three / three.sum(1, keepdims=True), atol=1e-5)

@@ -115,9 +115,8 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 def fitted(name: str, rank: int = 0, world: int = 1) -> dict[str, Any]:
     """What is left after three steps on this process's shard, in the order of `DistributedSampler`."""
-    torch.manual_seed(
-        rank if world > 1 else 0
-    )  # other processes start elsewhere: the first one's start counts
+    # Other processes start elsewhere: the first one's start counts
+    torch.manual_seed(rank if world > 1 else 0)
     make_model, make = CASES[name]
     model = make_model()
     if isinstance(getattr(model, "text", None), Tensor):

@@ -98,7 +98,9 @@ IMPOSSIBLE = [
     *[(KalmanFilter, {name: nan}) for name in ("ratio", "warmup", "epochs", "posterior_temperature")],
     *[(KalmanFilter, {"posterior_temperature": value}) for value in (-1.0, "warm", inf)],
     (KalmanFilter, {"priors": {"weight": nan}}),
-    *[(Kalman, {"prior": value}) for value in (1e30, nan, -1.0, "wide")],
+    *[(Kalman, {"prior": value}) for value in (1e30, nan, -1.0, 0.0, "wide")],
+    *[(Kalman, {"posterior_temperature": value}) for value in (-0.1, "warm")],
+    *[(Kalman, wrong) for wrong in ({"solver": "x"}, {"precision": "x"}, {"folds": 1}, {"ratio": 0.0})],
     *[(Kalman, {name: nan}) for name in ("posterior_temperature", "ratio", "folds", "probes")],
     *[
         (KFAC, {name: value})

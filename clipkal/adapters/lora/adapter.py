@@ -165,15 +165,10 @@ class LoRAAdapter(Adapter):
         """C, without a pass through the text tower."""
         return len(self.averaging if self.settings.adapts("text") else self.text)
 
-    @property
-    def trainable(self) -> int:
-        """How many numbers are learnt."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad)
-
     def describe(self) -> dict[str, Any]:
         """What is adapted: rank, scale, number of changes and of trainable numbers; for a run's record."""
         s = self.settings
-        return {"rank": s.rank, "scale": s.scale, "changes": len(self.targets), "trainable": self.trainable}
+        return {"rank": s.rank, "scale": s.scale, "changes": len(self.targets), **super().describe()}
 
     def extra_repr(self) -> str:
         return ", ".join(f"{key}={value}" for key, value in self.describe().items())

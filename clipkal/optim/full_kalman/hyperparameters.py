@@ -40,14 +40,22 @@ from clipkal.optim.full_kalman.problem import Precision, ReducedModel, Sites
 SMALL = 400
 # A log-determinant that is only reported is estimated from about this many random signs (a search uses all its probes).
 SIGNS = 3000
-# The grid of log a: this far apart, this many steps below and above the centre; left where the weight falls by NEGLIGIBLE
-# nats below the best. MAPs for the evidence are as accurate as SEARCH_DISTANCE (mode.py).
-SEARCH_STEP, STEPS_DOWN, STEPS_UP, NEGLIGIBLE, SEARCH_DISTANCE = math.log(4.0), 5, 2, 4.0, 0.02
+# The grid of log a around its centre: how far apart, and how many steps at most below and above.
+SEARCH_STEP, STEPS_DOWN, STEPS_UP = math.log(4.0), 5, 2
+# A side is left where the weight falls by this many nats below the best.
+NEGLIGIBLE = 4.0
+# Accuracy of the MAPs for the evidence in a search (mode.py).
+SEARCH_DISTANCE = 0.02
 # Accuracy of the final mode in the solves' precision, unless precision="float64" asks for all there is.
 FINAL, TIGHT = {torch.float64: 0.005, torch.float32: 0.02}, 1e-7
-# Cross-validation: images to hold out; about how many to look at in all (never fewer than `folds` a class; the difference
-# between two p₀ on the same images needs no more); accuracy of the modes; the temperatures that are compared.
-ENOUGH, SHOWN, DISTANCE, LEFT_OUT = 80, 8192, 0.1, -2
+# Cross-validation: images to hold out, and about how many to look at in all, but never fewer than `folds` a class: the
+# difference between two p₀ on the same images needs no more.
+ENOUGH, SHOWN = 80, 8192
+# The fold of images beyond these.
+LEFT_OUT = -2
+# Accuracy of the modes in cross-validation.
+DISTANCE = 0.1
+# The temperatures that are compared.
 TEMPERATURES = (0.0, 1 / 256, 1 / 128, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 
@@ -187,7 +195,7 @@ class CrossValidation:
         held_out: images that are no shots: one more fold, in which all the shots are kept.
     """
 
-    def __init__(self, model: ReducedModel, settings: Settings, held_out: ReducedModel | None = None):
+    def __init__(self, model: ReducedModel, settings: Settings, held_out: ReducedModel | None):
         self.settings = settings
         if settings.precision != "float64":
             model = model.to(torch.float32)

@@ -44,9 +44,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipkal.optim.draws import normal
 from clipkal.optim.full_kalman.mode import PosteriorMode, hessian_factor, solve
 from clipkal.optim.full_kalman.problem import ReducedModel, Sites, span
-from clipkal.optim.linalg import normal
 
 # Left factors whose part outside the learnt directions is below this share of their norm lie inside them.
 NEGLIGIBLE = 1e-6

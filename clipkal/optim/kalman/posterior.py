@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from clipkal.optim.draws import normal
 from clipkal.optim.kalman.covariance.diagonal import Covariance
 from clipkal.optim.kalman.update import psd_root
-from clipkal.optim.linalg import normal
 from clipkal.optim.model.jacobian import MOST_ROWS, JacobianRoute, ParameterVector
 from clipkal.optim.posterior import Posterior
 

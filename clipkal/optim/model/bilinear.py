@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkal.optim.base import check_finite
-from clipkal.optim.linalg import normal
+from clipkal.optim.draws import normal
 from clipkal.optim.model.jacobian import DiagonalUpdate, Jacobian, JacobianRoute, ParameterVector
 
 if TYPE_CHECKING:

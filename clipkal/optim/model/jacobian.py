@@ -260,9 +260,8 @@ class FunctionalJacobian(Jacobian):
         return {name: p.detach() for name, p in self.vector.parameters.items()}
 
     def _logits_of(self, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
-        plain = getattr(
-            self.route.model, "_orig_mod", self.route.model
-        )  # torch.func does not see through compile
+        # torch.func does not see through compile
+        plain = getattr(self.route.model, "_orig_mod", self.route.model)
         return functional_call(plain, parameters, (inputs,))
 
 

@@ -22,13 +22,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from clipkal.optim.model.bilinear import is_bilinear
-from clipkal.optim.model.jacobian import (
-    MOST_ROWS,
-    FunctionalRoute,
-    Jacobian,
-    JacobianRoute,
-    ParameterVector,
-)
+from clipkal.optim.model.jacobian import MOST_ROWS, FunctionalRoute, Jacobian, JacobianRoute, ParameterVector
 
 log = logging.getLogger("clipkal")
 

@@ -106,21 +106,12 @@ def _spectral_radius(R: Tensor, iterations: int = 10) -> Tensor:
 
 
 def _iterate(
-    A: Tensor,
-    steps: int,
-    tolerance: float,
-    max_steps: int,
-    X: Tensor,
-    AX: Tensor,
-    start: str,
+    A: Tensor, steps: int, tolerance: float, max_steps: int, X: Tensor, AX: Tensor, start: str
 ) -> NewtonInverse | None:
     """Newton's iteration from X, each matrix until it is done; None if a residual grows or stays at 1."""
     n = A.shape[-1]
-    eye, As, Xs = (
-        torch.eye(n, dtype=A.dtype, device=A.device),
-        A.reshape(-1, n, n),
-        X.reshape(-1, n, n).clone(),
-    )
+    eye = torch.eye(n, dtype=A.dtype, device=A.device)
+    As, Xs = A.reshape(-1, n, n), X.reshape(-1, n, n).clone()
     product, active = AX.reshape(-1, n, n), list(range(len(Xs)))
     last, left = [float("inf")] * len(Xs), [steps] * len(Xs)
     for taken in range(max_steps):

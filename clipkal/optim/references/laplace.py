@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from clipkal.optim.draws import normal
 from clipkal.optim.first_order import AdamW
-from clipkal.optim.linalg import normal
 from clipkal.optim.model.bilinear import is_bilinear
 from clipkal.optim.posterior import Posterior
 from clipkal.settings import Positive, checked

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from clipkal.optim.draws import normal
 from clipkal.optim.first_order import AdamW
-from clipkal.optim.linalg import normal
 from clipkal.optim.posterior import Posterior
 from clipkal.settings import Count, Positive, checked
 

@@ -1,4 +1,4 @@
-"""10,000 random float32 steps at scales from 1e-6 to 1e6: variances stay positive and finite, whatever comes."""
+"""Thousands of random float32 steps at scales from 1e-6 to 1e6: variances stay positive and finite, whatever comes."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ from clipkal.optim.kalman.update import Weigher
 STEPS = 100
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     covariance=st.sampled_from(["diagonal", "diagonal", "subspace"]),
     observation=st.sampled_from(["categorical", "categorical", "softmax", "probs"]),
@@ -27,7 +27,7 @@ STEPS = 100
     zeros=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_variances_stay_positive_over_ten_thousand_steps(
+def test_variances_stay_positive_over_thousands_of_steps(
     covariance: str,
     observation: str,
     C: int,

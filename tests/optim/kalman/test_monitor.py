@@ -39,9 +39,8 @@ def test_effective_parameters_are_bounded_by_what_was_seen():
     unit = lambda *shape: torch.nn.functional.normalize(torch.randn(*shape, generator=generator), dim=-1)
     optimizer = KalmanFilter(LinearAdapter(unit(4, 6), 10.0), covariance="dense", prior=1e6)
     optimizer.step(unit(2, 6), torch.arange(2))
-    assert optimizer.monitor()["effective_parameters"] == pytest.approx(
-        6, abs=0.1
-    )  # a wide prior: all of them
+    # A wide prior: all of them
+    assert optimizer.monitor()["effective_parameters"] == pytest.approx(6, abs=0.1)
 
 
 @pytest.mark.parametrize("covariance, settings", [("lowrank", {}), ("diagonal", {"process_noise": 1e-3})])

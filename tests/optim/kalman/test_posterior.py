@@ -97,9 +97,8 @@ def test_by_shots_very_many_classes_are_read_from_drawn_models() -> None:
     found = filtered.logit_covariance(seen[:1])[0]
     J = full_jacobian(filtered.model, seen[:4])
     exact = ((J * filtered.covariance.variance) @ J.mT).mean(0)
-    assert float(found.trace() / exact.trace()) == pytest.approx(
-        1, abs=0.35
-    )  # 32 drawn models, which are not linear
+    # 32 drawn models, which are not linear
+    assert float(found.trace() / exact.trace()) == pytest.approx(1, abs=0.35)
 
 
 def test_the_kept_shots_are_part_of_the_state_and_an_old_state_is_read_exactly() -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from clipkal.optim.base import check_finite
+from clipkal.optim.draws import normal
 from clipkal.optim.kalman.covariance.diagonal import Covariance
 from clipkal.optim.kalman.update import Innovation, Measurement, Weigher, psd_root, unit_cholesky
-from clipkal.optim.linalg import normal
 from clipkal.optim.model.jacobian import Jacobian, ParameterVector
 from clipkal.settings import Count, checked
 

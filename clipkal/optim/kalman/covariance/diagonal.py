@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from clipkal.optim.draws import normal
 from clipkal.optim.kalman.update import Innovation, Measurement, Weigher
-from clipkal.optim.linalg import normal
 from clipkal.optim.model.jacobian import Jacobian, ParameterVector
 from clipkal.settings import Count, checked
 

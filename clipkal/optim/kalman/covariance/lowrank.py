@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from clipkal.optim.base import check_finite
+from clipkal.optim.draws import normal
 from clipkal.optim.kalman.covariance.diagonal import Covariance
 from clipkal.optim.kalman.update import Innovation, Measurement, Weigher, unit_cholesky
-from clipkal.optim.linalg import normal
 from clipkal.optim.model.jacobian import Jacobian, ParameterVector, gram_matrix
 from clipkal.settings import Steps, checked
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from clipkal.optim.base import check_finite
+from clipkal.optim.draws import normal
 from clipkal.optim.kalman.covariance.diagonal import Diagonal
-from clipkal.optim.linalg import normal
 from clipkal.optim.model.bilinear import BilinearJacobian
 from clipkal.optim.model.jacobian import Jacobian, ParameterVector
 from clipkal.settings import Count, checked

@@ -1,4 +1,4 @@
-"""White noise that a seed makes the same everywhere."""
+"""Normal draws that a seed makes the same everywhere."""
 
 import torch
 from torch import Tensor
