@@ -196,6 +196,17 @@ def test_the_summary_has_means_over_seeds_and_ood_sets_of_the_reported_predictiv
     assert rest[-1] == f"next: clipkal-report {tmp_path}"
 
 
+def test_seeds_are_one_row_where_their_names_end_in_digests_too(tmp_path):
+    noted = []
+    for seed, digest in ((1, "0a1b2c3d"), (2, "4e5f6a7b")):
+        path = tmp_path / "d" / "mini" / "m" / f"2shot-seed{seed}--dataset.ood-noisy-{digest}"
+        path.mkdir(parents=True)
+        more = {"path": str(path), "out": str(tmp_path)}
+        noted.append(ended("done", f"dataset.ood=[noisy] seed={seed}", **more))
+    *_, row = list(sweep_summary.summary(noted))[:3]
+    assert row.split()[:2] == ["d/mini/m/2shot--dataset.ood-noisy", "2"]
+
+
 def test_names_in_the_summary_leave_out_the_settings_that_all_runs_have():
     names = ["a/1shot--x-1--y-2", "b/1shot--x-1--y-3"]
     assert list(sweep_summary._short(names)) == ["a/1shot--y-2", "b/1shot--y-3"]
