@@ -102,6 +102,16 @@ def test_memory_keeps_what_was_used_last_within_its_bytes():
     assert not any(map(memory.get, "abcd"))
 
 
+def test_memory_does_not_grow_with_the_seeds_of_a_sweep():
+    """Each draws shots of its own; the test set, which all ask for, stays."""
+    memory = Memory(count=3)
+    memory.put("test", {"x": torch.zeros(1)})
+    for seed in range(20):
+        memory.put(str(seed), {"x": torch.zeros(1)})
+        assert memory.get("test") is not None
+    assert [name for name in map(str, range(20)) if memory.get(name)] == ["18", "19"]
+
+
 def test_entries_are_shared_within_the_block_only_and_never_with_another_header(tmp_path):
     made = []
     ask = lambda cache_dir, name: load_or_compute(
