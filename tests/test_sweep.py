@@ -105,6 +105,16 @@ def test_memory_keeps_what_was_used_last_within_its_bytes():
     assert not any(map(memory.get, "abcd"))
 
 
+def test_memory_does_not_grow_with_the_seeds_of_a_sweep():
+    """Each draws shots of its own; the test set, which all ask for, stays."""
+    memory = Memory(count=3)
+    memory.put("test", {"x": torch.zeros(1)})
+    for seed in range(20):
+        memory.put(str(seed), {"x": torch.zeros(1)})
+        assert memory.get("test") is not None
+    assert [name for name in map(str, range(20)) if memory.get(name)] == ["18", "19"]
+
+
 def test_entries_are_shared_within_the_block_only_and_never_with_another_header(tmp_path):
     made = []
     ask = lambda cache_dir, name: load_or_compute(
@@ -197,6 +207,17 @@ def test_the_summary_has_means_over_seeds_and_ood_sets_of_the_reported_predictiv
     assert rest[0].split() == ["failed:", "seed=3", "no", "such", "file"]
     assert rest[-2].startswith("disk: 0 kB a job (finished.json 0 kB)")
     assert rest[-1] == f"next: clipkal-report {tmp_path}"
+
+
+def test_seeds_are_one_row_where_their_names_end_in_digests_too(tmp_path):
+    noted = []
+    for seed, digest in ((1, "0a1b2c3d"), (2, "4e5f6a7b")):
+        path = tmp_path / "d" / "mini" / "m" / f"2shot-seed{seed}--dataset.ood-noisy-{digest}"
+        path.mkdir(parents=True)
+        more = {"path": str(path), "out": str(tmp_path)}
+        noted.append(ended("done", f"dataset.ood=[noisy] seed={seed}", **more))
+    *_, row = list(sweep_summary.summary(noted))[:3]
+    assert row.split()[:2] == ["d/mini/m/2shot--dataset.ood-noisy", "2"]
 
 
 def test_names_in_the_summary_leave_out_the_settings_that_all_runs_have():

@@ -12,13 +12,15 @@ from torch import Tensor
 Entry = dict[str, Tensor]
 MOST = 512 << 20
 """Bytes that one worker keeps; the entries asked for longest ago go first."""
+MOST_ENTRIES = 64
+"""How many it keeps: the shots of every seed are an entry of their own, and no other job asks for them soon."""
 
 
 class Memory:
-    """The entries used last, within `most` bytes in all; one that alone has more is not kept."""
+    """The entries used last, `count` at most and within `most` bytes in all; one that alone has more is not kept."""
 
-    def __init__(self, most: int = MOST) -> None:
-        self.most, self._entries, self._bytes = most, dict[str, Entry](), 0
+    def __init__(self, most: int = MOST, count: int = MOST_ENTRIES) -> None:
+        self.most, self.count, self._entries, self._bytes = most, count, dict[str, Entry](), 0
 
     def get(self, key: str) -> Entry | None:
         """The entry of a key, if it is still here."""
@@ -30,7 +32,7 @@ class Memory:
         """Keeps an entry, and lets go of what no longer fits."""
         self._bytes += _size(entry) - _size(self._entries.pop(key, {}))
         self._entries[key] = entry
-        while self._bytes > self.most:
+        while self._bytes > self.most or len(self._entries) > self.count:
             self._bytes -= _size(self._entries.pop(next(iter(self._entries))))
 
 

@@ -293,7 +293,7 @@ class Config:
     output_dir: str = "outputs"  # one folder a run below it
     # the run's figures; auto: of single runs, since clipkal-report draws those of a multirun
     figures: bool | Literal["auto"] = "auto"
-    # what a run leaves on disk beside its figures: model = what clipkal-predict needs, predictions = every image's
+    # what stays on disk beside the figures: the model and every image's predictions, one of them, or neither (results)
     keep: Literal["all", "predictions", "model", "results"] = "all"
     checkpoint_every: Annotated[Finite, Field(ge=0)] = 30.0  # seconds between training checkpoints
     sweep: SweepConfig = field(default_factory=SweepConfig)

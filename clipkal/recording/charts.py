@@ -26,7 +26,7 @@ MOST_ROWS = 10_000
 """Rows of a table; a dashboard loads all of them."""
 MOST_SETS = 12
 """Sets in one chart, and sets of which images are shown."""
-POINTS = 100
+POINTS = 30
 """Points of a risk–coverage curve."""
 RANDOM, MISTAKES, PIXELS = 8, 4, 96
 """Images shown of each set: drawn at random, and the most confident mistakes; and their longer side."""

@@ -27,6 +27,7 @@ MOST = 40
 """Rows and failures that are shown; clipkal-report has all."""
 HEADER = ("run", "seeds", "ID acc", "NLL", "ECE", "OOD acc", "NLL", "ECE", "AUROC")
 FIGURES = ("accuracy", "nll", "ece")
+SEED = re.compile(r"\+?seed=")
 PERCENT = {0, 2, 3, 5, 6}  # places among the figures
 
 
@@ -108,17 +109,24 @@ def _size(count: float) -> str:
 
 def _rows(done: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     """One row for each choice of options, the mean over its seeds."""
-    groups: dict[str, dict[str, list[float | None]]] = {}
+    groups: dict[tuple[str, ...], dict[str, list[float | None]]] = {}
+    names: dict[tuple[str, ...], str] = {}
     for one in done:
         path = Path(one["path"])
         place = path.relative_to(one["out"]) if path.is_relative_to(one["out"]) else path
-        group = groups.setdefault(re.sub(r"-seed-?\w+", "", place.as_posix()), {})
-        group[one["path"]] = figures((read_marker(path) or {}).get("summary", {}))
-    for name, runs in list(zip(_short(list(groups)), groups.values(), strict=True))[:MOST]:
+        choice = (str(place.parent), *(word for word in one["job"].split(" ") if not SEED.match(word)))
+        groups.setdefault(choice, {})[one["path"]] = figures((read_marker(path) or {}).get("summary", {}))
+        names[choice] = _common(names.get(choice), re.sub(r"-seed-?\w+", "", place.as_posix()))
+    for name, runs in list(zip(_short(list(names.values())), groups.values(), strict=True))[:MOST]:
         columns = zip(*runs.values(), strict=True)
         yield name, str(len(runs)), *(_cell(i, column) for i, column in enumerate(columns))
     if (more := len(groups) - MOST) > 0:
         yield f"… and {more} more rows", *[""] * (len(HEADER) - 1)
+
+
+def _common(other: str | None, name: str) -> str:
+    """A name for several seeds: without the digest at its end where theirs differ."""
+    return name if other in (None, name) else name.rpartition("-")[0]
 
 
 def _short(names: list[str]) -> list[str]:
