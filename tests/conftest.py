@@ -23,10 +23,10 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    """Feature caches of tests stay out of the user's home."""
-    monkeypatch.setenv("CLIPKAL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """The feature cache of the tests, and of the processes that they start, stays out of the user's home."""
+    os.environ["CLIPKAL_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import whole_runs
 from PIL import Image
-from whole_runs import FROM_HERE, results_in
+from whole_runs import from_here, results_in
 
 from clipkal import cli
 from clipkal.app import run
@@ -199,20 +199,12 @@ LONG = ["method=adamw", "optimizer.epochs=150", "optimizer.lr_grid=[0.001,0.003]
 
 
 def start(folder, *overrides, new=False):
-    arguments = [
-        sys.executable,
-        "-m",
-        "clipkal",
-        *QUICK,
-        *LONG,
-        f"output_dir={folder}",
-        "threads=1",
-        *overrides,
-    ]
+    run_it = [sys.executable, "-m", "clipkal"]
+    arguments = [*run_it, *QUICK, *LONG, f"output_dir={folder}", "threads=1", *overrides]
     arguments = [one for one in arguments if one not in replaced(overrides)]
     pipe, same = subprocess.PIPE, subprocess.STDOUT
     return subprocess.Popen(
-        arguments, stdout=pipe, stderr=same, text=True, env=FROM_HERE, start_new_session=new
+        arguments, stdout=pipe, stderr=same, text=True, env=from_here(), start_new_session=new
     )
 
 
@@ -303,7 +295,7 @@ def test_a_finished_run_is_skipped_without_importing_torch(tmp_path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["clipkal", *overrides])
     cli.main()
     again = [sys.executable, "-c", code, *overrides]
-    ran = subprocess.run(again, capture_output=True, text=True, env=FROM_HERE)
+    ran = subprocess.run(again, capture_output=True, text=True, env=from_here())
     assert ran.returncode == 0, ran.stderr
     assert "already finished" in ran.stdout
 
@@ -316,12 +308,9 @@ def test_a_run_from_cached_features_builds_no_backbone(tmp_path):
         "import sys; from clipkal.cli import main; main()\n"
         f"found = [name for name in {slow!r} if name in sys.modules]; assert not found, found"
     )
-    words = [
-        *overrides,
-        f"output_dir={tmp_path / 'second'}",
-        "threads=1",
-    ]  # as this process has: sums keep their order
-    ran = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, env=FROM_HERE)
+    # One thread, as this process has: sums keep their order
+    words = [sys.executable, "-c", code, *overrides, f"output_dir={tmp_path / 'second'}", "threads=1"]
+    ran = subprocess.run(words, capture_output=True, text=True, env=from_here())
     assert ran.returncode == 0, ran.stderr
     assert results_in(tmp_path / "second")[1]["sets"] == first["sets"]
 

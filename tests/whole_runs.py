@@ -14,8 +14,11 @@ from clipkal.app import run
 from clipkal.config import compose
 
 QUICK = ["tracking=disabled", "fewshot.shots=2", "predictive.samples=8", "data.progress=false"]
-FROM_HERE = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-"""The environment of a process that a test starts."""
+
+
+def from_here() -> dict[str, str]:
+    """The environment of a process that a test starts."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
 
 
 def execute(folder: Path, *overrides: str) -> tuple[Path, dict[str, Any]]:

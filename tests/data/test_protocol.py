@@ -50,19 +50,21 @@ def test_draws_equal_the_published_index_files_of_lists_that_are_not_sorted_by_l
     )
 
 
-@pytest.mark.parametrize(("shots", "seed"), RUNS)
-def test_draws_from_the_real_caltech_split_equal_the_published_index_files(shared_data, shots, seed):
+@pytest.fixture(scope="module")
+def caltech(shared_data):
     file = shared_data / "meta" / "split_zhou_Caltech101.json"
     if not file.is_file():
         pytest.skip(f"{file.name} is absent")
-    split = json.loads(file.read_text())
-    draws = coop([row[1] for row in split["train"]], [row[1] for row in split["val"]], shots, seed)
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(("shots", "seed"), RUNS)
+def test_draws_from_the_real_caltech_split_equal_the_published_index_files(caltech, shots, seed):
+    draws = coop([row[1] for row in caltech["train"]], [row[1] for row in caltech["val"]], shots, seed)
     parts = zip(("train", "val"), draws, strict=True)
-    drawn = [[part, *split[part][i]] for part, chosen in parts for i in chosen]
-    assert (
-        hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
-        == GOLDEN["caltech101"]["sha256"][f"{shots}-{seed}"]
-    )
+    drawn = [[part, *caltech[part][i]] for part, chosen in parts for i in chosen]
+    digest = hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
+    assert digest == GOLDEN["caltech101"]["sha256"][f"{shots}-{seed}"]
 
 
 def test_recorded_draw_of_an_interleaved_list():

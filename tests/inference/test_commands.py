@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from whole_runs import FROM_HERE
+from whole_runs import from_here
 
 import clipkal
 from clipkal.data.drawing import draw
@@ -149,7 +149,7 @@ def test_help_teaches_and_needs_no_torch(name):
         "finally: sys.stderr.write(str('torch' in sys.modules))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], env=FROM_HERE, capture_output=True, text=True, check=True
+        [sys.executable, "-c", script], env=from_here(), capture_output=True, text=True, check=True
     )
     assert done.stderr == "False"
     for word in ("examples:", "exit status:", f"clipkal-{name}", "--version"):
@@ -184,7 +184,7 @@ def test_exports_give_the_runs_logits_in_a_process_that_has_open_clip_alone(fini
     for name, path in runs.items():
         assert typed(export, path, tmp_path / name, "--license", "apache-2.0") == 0
     words = [sys.executable, "-c", PLAIN, image, *(tmp_path / name for name in runs)]
-    subprocess.run(list(map(str, words)), env=FROM_HERE, check=True, capture_output=True, cwd=tmp_path)
+    subprocess.run(list(map(str, words)), env=from_here(), check=True, capture_output=True, cwd=tmp_path)
     for name, path in runs.items():
         probs = clipkal.load_run(path).predict(image, "plugin").probs
         found = torch.from_numpy(np.load(tmp_path / f"{name}.npy"))
