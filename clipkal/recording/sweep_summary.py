@@ -59,7 +59,7 @@ def finish() -> None:
         return
     noted = [json.loads(line) for line in Path(name).read_text(encoding="utf-8").splitlines()]
     Path(name).unlink()
-    for line in summary(noted):
+    for line in summary(noted) if noted else ():
         print(line)
 
 
