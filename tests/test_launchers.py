@@ -14,6 +14,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 
 from clipkal import cli
+from clipkal.config import jobs
 from clipkal.config.explain import lost_job
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +139,15 @@ def test_the_highest_nll_is_not_looked_for(tmp_path, monkeypatch, capsys, direct
     assert not list(tmp_path.iterdir())
 
 
+def test_a_study_that_could_not_be_kept_is_refused(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="pip install 'clipkal[tune]'")
+    monkeypatch.setattr(jobs, "version", lambda name: "2.1.9")
+    words = ["hydra/sweeper=tune", "method=adamw", "optimizer.lr=interval(1e-4,1e-1)"]
+    words += [f"hydra.sweeper.storage=sqlite:///{tmp_path}/study.db", f"output_dir={tmp_path}"]
+    assert "pip install 'sqlalchemy<2' 'alembic<1.16'" in refused(monkeypatch, capsys, "-m", *words)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_worker_that_went_is_one_line_and_a_bug_stays_a_bug():
     kind = type(
         "TerminatedWorkerError", (Exception,), {"__module__": "joblib.externals.loky.process_executor"}
@@ -156,8 +166,9 @@ array=$(wc -l < "$SLURM_HERE/arrays")
 cp "$file" "$SLURM_HERE/batch.sh"
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$file")
 ( for i in $(seq 0 ${last:-0}); do
-    export SLURM_JOB_ID=$((100 + i)) SLURM_ARRAY_JOB_ID=$array SLURM_ARRAY_TASK_ID=$i SLURM_JOB_NODELIST=here
+    export SLURM_JOB_ID=$array$i SLURM_JOB_NODELIST=here
     export SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0
+    if [ -n "$last" ]; then export SLURM_ARRAY_JOB_ID=$array SLURM_ARRAY_TASK_ID=$i; else export SLURM_JOB_ID=$array; fi
     bash "$file"
     while [ -f "$SLURM_HERE/requeue" ]; do rm "$SLURM_HERE/requeue"; bash "$file"; done
   done
@@ -172,7 +183,7 @@ exec "$@"
 [ -f "$SLURM_HERE/done" ] && state=COMPLETED || state=RUNNING
 echo "JobID|State|NodeList"
 array=$(wc -l < "$SLURM_HERE/arrays")
-for i in 0 1 2 3; do echo "${array}_$i|$state|here"; done
+for i in "" _0 _1 _2 _3; do echo "$array$i|$state|here"; done
 """,
     "scontrol": """
 touch "$SLURM_HERE/requeue"

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -59,13 +60,18 @@ def check_folder(config: DictConfig) -> None:
 
 
 def check_sweeper(sweeper: DictConfig) -> None:
-    """Raises ConfigError where a sweeper that chooses is to look for the highest validation NLL."""
+    """Raises ConfigError where a sweeper that chooses is to look for the highest validation NLL, or could not keep its study."""
     direction = OmegaConf.select(sweeper, "direction")
     words = direction if OmegaConf.is_list(direction) else [direction]
     if direction is not None and [str(one).rpartition(".")[2].lower() for one in words] != ["minimize"]:
         raise ConfigError(
             f"hydra.sweeper.direction={direction}: the sweeper chooses by the NLL of validation images, of which the lowest "
             "is the best; leave it at minimize"
+        )
+    if OmegaConf.select(sweeper, "storage") and not version("sqlalchemy").startswith("1."):
+        raise ConfigError(
+            "hydra.sweeper.storage: Optuna 2 keeps a study with SQLAlchemy 1 only: pip install 'sqlalchemy<2' 'alembic<1.16'; "
+            "or leave it out, since the same command tries the same settings and skips what is done"
         )
 
 
