@@ -16,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from clipkal.app import path_of, run
 from clipkal.config import conf_dir, explain, help, register
 from clipkal.config.arguments import asked_for_help, folder_of, prepared, settings_shown
+from clipkal.config.explain import lost_job
+from clipkal.config.jobs import checked_first
 from clipkal.config.once import once
 from clipkal.errors import ClipkalError
 from clipkal.recording import sweep, sweep_live, sweep_summary
@@ -68,7 +70,7 @@ def main() -> None:
         sys.argv[1:] = prepared(sys.argv[1:])
         if settings := settings_shown(sys.argv[1:]):
             print(help.experiment_text(settings, _folders()))
-        with once():
+        with once(), checked_first():
             task()  # type: ignore[call-arg]
     except (ClipkalError, HydraException, OmegaConfBaseException) as error:
         sweep_summary.finish()
@@ -76,6 +78,11 @@ def main() -> None:
     except BrokenPipeError:  # whoever read along, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except Exception as error:
+        if (line := lost_job(error)) is None:
+            raise
+        sweep_summary.finish()
+        fail(ClipkalError(line))
     finally:
         sweep_summary.finish()
 

@@ -357,7 +357,7 @@ def test_a_disk_that_fills_up_half_way_is_one_line_and_the_last_checkpoint_stays
 # -- signals -------------------------------------------------------------------------------------------------
 
 posix = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 143}
+CODES = {"SIGTERM": 143, "SIGINT": 130, "SIGUSR1": 143, "SIGUSR2": 143}
 
 
 @posix
@@ -373,7 +373,7 @@ def test_a_signal_is_noted_and_the_handlers_put_back(name: str) -> None:
 
 
 @posix
-@pytest.mark.parametrize("second", CODES)
+@pytest.mark.parametrize("second", ["SIGTERM", "SIGINT"])
 def test_a_second_signal_stops_at_once(second: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Interrupt, "PATIENCE", 0.0)
     before = signal.getsignal(signal.SIGTERM)
@@ -390,6 +390,25 @@ def test_the_same_request_come_twice_is_one() -> None:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert interrupt.requested and interrupt.exit_code == 143
+
+
+@posix
+def test_a_schedulers_warning_after_sigterm_is_the_same_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Interrupt, "PATIENCE", 0.0)
+    heard: list[int] = []
+    numbers = (signal.SIGTERM, signal.SIGUSR2)
+    before = [signal.signal(number, lambda number, _: heard.append(number)) for number in numbers]
+    try:
+        with Interrupt() as interrupt:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGUSR2)
+            assert interrupt.requested
+        assert heard == list(numbers), (
+            "submitit is told of both, and puts the job back into the queue on the second"
+        )
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 @posix

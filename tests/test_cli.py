@@ -129,7 +129,15 @@ UNKNOWN = [
     ("method=kalmann", "did you mean 'kalman'?"),
     ("method=3", "takes the name of a file in conf/method/"),
     ("datset=digits", "did you mean 'dataset'?"),
-    ("hydra/launcher=submitit_slurm", "pip install hydra-submitit-launcher"),
+    (
+        "hydra/launcher=joblibb",
+        "did you mean 'joblib'?; hydra/launcher can be: basic, joblib, ray, slurm, submitit",
+    ),
+    (
+        "hydra.launcher.n_jobs=4",
+        "choose the one that has, as in hydra/launcher=joblib hydra.launcher.n_jobs=4",
+    ),
+    ("hydra.sweeper.n_trials=4", "as in hydra/sweeper=tune hydra.sweeper.n_trials=20"),
     ("hydra/sweeper=ax", "pip install hydra-ax-sweeper"),
 ]
 FORMS = [

@@ -116,7 +116,8 @@ def test_a_smoke_form_runs_from_end_to_end_and_leaves_what_the_report_reads(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["clipkal", *words, "data.progress=false"])
     cli.main()
-    found = sorted(tmp_path.glob("outputs/smoke/**/results.json"))
+    name = words[0].partition("[")[2].partition(",")[0]
+    found = sorted(tmp_path.glob(f"outputs/smoke/{name}/**/results.json"))
     assert len(found) == runs
 
 
@@ -125,4 +126,6 @@ def test_showing_the_configuration_of_an_experiment_explains_it(monkeypatch, cap
     cli.main()
     shown = capsys.readouterr().out
     assert shown.startswith("# The optimisers of the GRNG paper side by side")
+    assert "\n# every run: optimizer.epochs=20\n" in shown
+    assert "\n# 84 runs in all; below stands" in shown
     assert OmegaConf.create(shown).output_dir == "outputs/grng"

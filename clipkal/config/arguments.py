@@ -97,9 +97,15 @@ def _check(word: str, many: bool) -> None:
         raise ConfigError(f"{key}: Hydra cannot read {value!r} as it stands; {_quoted(key, value)}") from None
     if name in GROUPS and isinstance(override.value(), bool | int | float | dict):
         raise ConfigError(f"{word}: {name} takes the name of a file in conf/{name}/")
+    if override.is_choice_sweep() and (twice := _twice(list(override.sweep_string_iterator()))):
+        raise ConfigError(f"{word}: {twice} stands there twice; each value is one run")
     if override.is_sweep_override() and not many:
         one = "" if "(" in value else f"; to mean one value with a comma, {_quoted(key, value)}"
         raise ConfigError(f"{word} asks for several runs: add -m, as in clipkal -m {shlex.quote(word)}{one}")
+
+
+def _twice(values: list[str]) -> str | None:
+    return next((one for one in values if values.count(one) > 1), None)
 
 
 def _quoted(key: str, value: str) -> str:

@@ -26,8 +26,13 @@ NEEDS_PATH = {"folder": "/your/images", "table": "/your/table.csv", "archive": "
 NEEDS_PATH |= {"features": "/your/features.npz", "coop": "/your/folder"}
 
 
-def check(cfg: DictConfig) -> None:
-    """Raises ConfigError for the first setting that is unknown, missing, out of its range, or contradictory."""
+def check(cfg: DictConfig, places: bool = True) -> None:
+    """Raises ConfigError for the first setting that is unknown, missing, out of its range, or contradictory.
+
+    Args:
+        cfg: the configuration of one run.
+        places: whether a dataset that must lie somewhere is looked for.
+    """
     if missing := sorted(OmegaConf.missing_keys(cfg)):
         raise ConfigError(f"{missing[0]} must be given: type {missing[0]}=…")
     _check_keys(cfg)
@@ -39,6 +44,8 @@ def check(cfg: DictConfig) -> None:
     check_targets(cfg, cfg.plugins)
     _check_names(cfg)
     _check_together(cfg)
+    if places:
+        _check_place(cfg)
 
 
 def _nodes(node: DictConfig, name: str = "") -> Iterator[tuple[str, DictConfig]]:
@@ -122,6 +129,9 @@ def _check_together(cfg: DictConfig) -> None:
             "other adapters is optimizer=kalman_online, and optimizer=kalman_filter to compose one"
         )
     _check_predictive(cfg)
+
+
+def _check_place(cfg: DictConfig) -> None:
     source = cfg.dataset.source
     if cfg.dataset.path is None and source in NEEDS_PATH:
         place = files.expanded(cfg.data.root) / cfg.dataset.name

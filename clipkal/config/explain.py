@@ -23,14 +23,21 @@ _BAD_VALUE = re.compile(r"Error merging override (\S+)\n(.+)", re.S)
 _TYPE = re.compile(r"object_type=(\w+)")
 _SECTION = re.compile(r"is not a subclass of (\w+)Config")
 _PLUGINS = {
-    "hydra/launcher/joblib": "hydra-joblib-launcher",
-    "hydra/launcher/submitit_slurm": "hydra-submitit-launcher",
-    "hydra/launcher/submitit_local": "hydra-submitit-launcher",
-    "hydra/sweeper/optuna": "hydra-optuna-sweeper",
+    "hydra/launcher/joblib": "'clipkal[parallel]'",
+    "hydra/launcher/ray": "'clipkal[ray]'",
+    "hydra/launcher/submitit_local": "'clipkal[slurm]'",
+    "hydra/launcher/submitit_slurm": "'clipkal[slurm]'",
+    "hydra/sweeper/optuna": "'clipkal[tune]'",
     "hydra/sweeper/ax": "hydra-ax-sweeper",
     "hydra/sweeper/nevergrad": "hydra-nevergrad-sweeper",
 }
 """Options of Hydra that packages of their own bring."""
+_ASKING = re.compile(r"In '([^']+)/([^'/]+)': Could not")
+_OF_PLUGIN = re.compile(r"Could not override '(hydra\.(?:launcher|sweeper))\.(\w+)'")
+LIKE = {
+    "hydra/launcher": "hydra/launcher=joblib hydra.launcher.n_jobs=4",
+    "hydra/sweeper": "hydra/sweeper=tune hydra.sweeper.n_trials=20",
+}
 NEW_SHIFT = (
     "a set from elsewhere is named in dataset.ood=[name:/its/path]; what more there is to say of it goes into a file "
     "like conf/dataset/imagenet_shifts.yaml, in a folder dataset/ of --config-dir"
@@ -48,8 +55,12 @@ def explain(message: str) -> str:
     if choice := _UNKNOWN_OPTION.search(message):
         group, name = choice.groups()
         if plugin := _PLUGINS.get(f"{group}/{name}"):
-            return f"{group}={name} needs a package of its own: pip install {plugin}"
-        known = _options(message) or sorted(path.stem for path in Path(conf_dir(), group).glob("*.yaml"))
+            asking = _ASKING.search(message)
+            typed = asking[2] if asking and asking[1] == group else name
+            return f"{group}={typed} needs a package of its own: pip install {plugin}"
+        own = {path.stem for path in Path(conf_dir(), group).glob("*.yaml")}
+        others = {key.rpartition("/")[2] for key in _PLUGINS if key.startswith(f"{group}/")}
+        known = sorted({*_options(message), *own, *others})
         return f"unknown {group} '{name}'{_hint(name, known)}; {group} can be: {', '.join(known)}"
     if (group_match := _UNKNOWN_GROUP.search(message)) and group_match[1].replace("/", ".") in KINDS:
         return PART.format(group_match[1])
@@ -57,6 +68,9 @@ def explain(message: str) -> str:
         return (
             "an experiment is added with a plus: type +experiment=NAME; clipkal --help experiment lists them"
         )
+    if setting := _OF_PLUGIN.search(message):
+        group = setting[1].replace(".", "/")
+        return f"{setting[1]}.{setting[2]}: {group} has no such setting as it is; choose the one that has, as in {LIKE[group]}"
     if group_match:
         return f"unknown setting '{group_match[1]}'{_hint(group_match[1], known_keys())}"
     if several := _SEVERAL.search(message):
@@ -102,6 +116,20 @@ def no_such_setting(name: str, kind: type | None) -> str:
         has = ", ".join(key for key in own if key not in ("name", "_target_"))
         return f"{prefix}={option.name if option else 'none'} has no setting '{last}'; it has {has or 'none at all'}"
     return f"unknown setting '{name}'{_hint(name, [key for key in known_keys() if key != name])}"
+
+
+def lost_job(error: Exception) -> str | None:
+    """The line for an error of a launcher whose worker went before its job had a result; None for any other error."""
+    library = type(error).__module__.partition(".")[0]
+    if library not in ("joblib", "ray", "submitit"):
+        return None
+    why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    more = (
+        "; jobs that still run go on, and what each said is in .submitit/ in output_dir"
+        if library == "submitit"
+        else ""
+    )
+    return f"a job ended before it had a result ({why}){more}. The same command does what is not done"
 
 
 def known_keys() -> list[str]:

@@ -4,6 +4,7 @@ Every line comes from where the thing is made: groups from conf/config.yaml, opt
 from the schema and the docstrings (meaning.py).
 """
 
+import math
 import re
 import shutil
 import textwrap
@@ -215,8 +216,22 @@ def experiment_text(settings: Sequence[str], folders: Sequence[Path] = ()) -> st
         swept |= _swept(path)
     typed = dict(word.split("=", 1) for word in settings if "=" in word)
     lines = [line for path in known for line in _comments(path)]
-    lines += [f"# one run for each of: {name}={typed.get(name, value)}" for name, value in swept.items()]
-    return "\n".join(lines)
+    return "\n".join(
+        [*lines, *_sweep_lines({name: str(typed.get(name, value)) for name, value in swept.items()})]
+    )
+
+
+def _sweep_lines(swept: dict[str, str]) -> list[str]:
+    """What is common to all runs, what is one run each, and how many there are of these."""
+    parser = OverridesParser.create()
+    counts = {}
+    for name, value in swept.items():
+        override = parser.parse_override(f"{name}={value}")
+        counts[name] = len(list(override.sweep_string_iterator())) if override.is_discrete_sweep() else 1
+    lines = [f"# every run: {name}={value}" for name, value in swept.items() if counts[name] == 1]
+    lines += [f"# one run for each of: {name}={value}" for name, value in swept.items() if counts[name] > 1]
+    total = f"{math.prod(counts.values()):,} run{'s' * (math.prod(counts.values()) > 1)} in all"
+    return [*lines, f"# {total}; below stands what they have beside these settings"] if swept else []
 
 
 def _swept(path: Path) -> dict[str, Any]:

@@ -71,8 +71,10 @@ class FirstOrder(BatchOptimizer):
         """One step of the wrapped optimiser on the gradient of the whole batch; refusals as in `BatchOptimizer`."""
         check_finite_everywhere(inputs, "inputs", self.group)
         value = self._evaluate(inputs, targets)
+        gradients = [p.grad for p in _trainable(self.model) if p.grad is not None]
+        norm = float(nn.utils.get_total_norm(gradients))
         self._move(inputs, targets)
-        return StepInfo(loss=value)
+        return StepInfo(loss=value, metrics={"gradient_norm": norm})
 
     def _evaluate(self, inputs: Tensor, targets: Tensor) -> float:
         """Loss of the whole batch at the current parameters; leaves its gradient in `.grad`."""

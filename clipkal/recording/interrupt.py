@@ -20,7 +20,7 @@ class _Installed:
 
 
 class Interrupt:
-    """Notes SIGTERM, SIGINT and SIGUSR1 so that the training loop can stop at a safe point.
+    """Notes SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 so that the training loop can stop at a safe point.
 
         with Interrupt() as interrupt:
             for batch in batches:
@@ -28,26 +28,32 @@ class Interrupt:
                 if interrupt.requested:
                     save(); raise SystemExit(interrupt.exit_code)
 
-    A second signal, `PATIENCE` seconds after the first or later, raises KeyboardInterrupt at once; one before
-    that is the same request come by another way (a scheduler tells every process, and so does a launcher). The
-    handlers are put back on exit, and a handler that another library had set (a cluster's requeue, an outer
-    Interrupt) is then told of the signal. Outside the main thread, where Python allows no handlers, nothing
-    happens.
+    A second SIGTERM or SIGINT, `PATIENCE` seconds after the first signal or later, raises KeyboardInterrupt at once; one
+    before that is the same request come by another way (a scheduler tells every process, and so does a launcher), and so
+    are SIGUSR1 and SIGUSR2, which only schedulers send. The handlers are put back on exit, and those that another library
+    had set (submitit's, which puts the job back into the queue on SIGUSR2; an outer Interrupt) are then told of their
+    signals, in the order in which these came. Outside the main thread, where Python allows no handlers, nothing happens.
     """
 
-    SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")
+    SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+    FINAL = ("SIGTERM", "SIGINT")
     PATIENCE = 1.0
 
     def __init__(self) -> None:
-        self.signal: int | None = None
+        self.noted: list[int] = []
         self._since = 0.0
         self._process = os.getpid()
         self._installed: list[_Installed] = []
 
     @property
+    def signal(self) -> int | None:
+        """The first signal that came."""
+        return self.noted[0] if self.noted else None
+
+    @property
     def requested(self) -> bool:
         """Whether the run was asked to stop."""
-        return self.signal is not None
+        return bool(self.noted)
 
     @property
     def exit_code(self) -> int:
@@ -71,10 +77,13 @@ class Interrupt:
                 signal.raise_signal(number)
             return
         if self.requested:
-            if time.monotonic() - self._since >= self.PATIENCE:
+            self.noted.append(number)
+            final = signal.Signals(number).name in self.FINAL
+            if final and time.monotonic() - self._since >= self.PATIENCE:
                 raise KeyboardInterrupt
             return
-        self.signal, self._since = number, time.monotonic()
+        self._since = time.monotonic()
+        self.noted.append(number)
         line = f"clipkal: {signal.Signals(number).name}: stopping after this step; once more stops at once\n"
         with suppress(OSError):
             os.write(2, line.encode())  # a logger or print may be half-way through a line of its own
@@ -82,8 +91,9 @@ class Interrupt:
     def __exit__(self, *_: object) -> None:
         for item in self._installed:
             signal.signal(item.number, item.previous if item.previous is not None else signal.SIG_DFL)
-        waiting = [item.previous for item in self._installed if item.number == self.signal]
+        previous = {item.number: item.previous for item in self._installed}
         self._installed = []
-        for previous in waiting:
-            if callable(previous) and previous is not signal.default_int_handler and self.signal is not None:
-                previous(self.signal, None)
+        for number in dict.fromkeys(self.noted):
+            handler = previous.get(number)
+            if callable(handler) and handler is not signal.default_int_handler:
+                handler(number, None)

@@ -1,4 +1,4 @@
-"""Stopping a sweep whose jobs run in worker processes (hydra/launcher=joblib), so that each saves its checkpoint.
+"""Stopping a sweep whose jobs run in worker processes of this machine, so that each saves its checkpoint.
 
 joblib kills all its workers as soon as one job is cut short or one worker dies. So the launcher, when it is asked
 to stop, lets no new job begin, tells the workers that are at work, and waits for them before joblib hears of it.
@@ -26,6 +26,7 @@ from clipkal.config import once
 from clipkal.errors import ClipkalError, ConfigError
 from clipkal.recording import sweep_live
 
+WORKERS = (".JoblibLauncher", ".LocalLauncher")  # what hydra/launcher=joblib and submitit_local name
 FOLDER = "CLIPKAL_SWEEP"  # in the environment of the workers
 STOP = "stop"  # a file there: the sweep is to end, and no job begins
 FAILED = "failed"  # the same, but the workers live on until the jobs that run have ended
@@ -41,8 +42,8 @@ class StopWorkers(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         global _launcher, _failed
         _failed = False
-        if "joblib" not in config.hydra.launcher._target_.lower():
-            return  # others run their jobs here, or have signals of their own
+        if not config.hydra.launcher._target_.endswith(WORKERS):
+            return  # others run their jobs here, or on machines that do not see the folder
         folder = tempfile.mkdtemp(prefix="clipkal-sweep-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ[FOLDER], _launcher = folder, True

@@ -50,6 +50,16 @@ def test_the_torch_ones_are_torchs(kind, theirs, more):
         assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [SGD, AdamW, Adagrad, SAM, Sophia])
+def test_a_step_says_the_norm_of_the_gradient_at_its_point(kind):
+    model, inputs, targets = problem()
+    loss = F.cross_entropy(model(inputs), targets)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    expected = torch.cat([one.flatten() for one in gradients]).norm()
+    found = kind(model, lr=0.1).step(inputs, targets).metrics["gradient_norm"]
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_adamw_is_fused():
     assert AdamW(problem()[0]).param_groups[0]["fused"]
 
@@ -113,7 +123,8 @@ def test_settings_out_of_range_and_unknown_ones_are_named(kind):
 def test_first_order_says_what_its_optimiser_saw():
     model, inputs, targets = problem()
     loss = float(F.cross_entropy(model(inputs), targets).detach())
-    assert AdamW(model).step(inputs, targets) == StepInfo(loss=loss)
+    found = AdamW(model).step(inputs, targets)
+    assert found == StepInfo(loss=loss, metrics={"gradient_norm": found.metrics["gradient_norm"]})
 
 
 def test_first_order_shares_groups_and_state_with_its_optimiser():
