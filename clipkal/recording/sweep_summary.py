@@ -60,7 +60,7 @@ def finish() -> None:
     del os.environ[NOTES]
     noted = list(Reader(Path(name))())
     Path(name).unlink(missing_ok=True)
-    for line in summary(noted) if noted else ():
+    for line in summary(noted):
         print(line)
 
 
