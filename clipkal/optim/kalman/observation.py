@@ -22,6 +22,8 @@ from clipkal.optim.kalman.update import LOWEST_LOG_PROBABILITY, Measurement, Obs
 from clipkal.settings import Fraction, NonNegative, Positive, checked
 
 Quantile = Annotated[float, Field(gt=0, lt=1)]
+Whitened = tuple[Tensor, Tensor, Tensor]
+"""R^-½ e [b, m], columns R^-½ᵀ [b, C, m] and log det R [b]."""
 
 
 class Noise(ABC):
@@ -40,10 +42,8 @@ class Noise(ABC):
         """R₀ = variance · I [m, m], as the first batch suggests it before any update (Observation.first_variance)."""
 
     @abstractmethod
-    def whiten(
-        self, error: Tensor, columns: Tensor, variance: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """R^-½ e [b, m], columns R^-½ᵀ [b, C, m] and log det R [b].
+    def whiten(self, error: Tensor, columns: Tensor, variance: Tensor | None) -> Whitened:
+        """The error and the columns in units of the noise.
 
         error, columns: e [b, m] and columns [b, C, m].
         variance: the model's own [b, m], where the observation has one.
@@ -65,9 +65,7 @@ class ModelNoise(Noise):
 
     model_based = True
 
-    def whiten(
-        self, error: Tensor, columns: Tensor, variance: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def whiten(self, error: Tensor, columns: Tensor, variance: Tensor | None) -> Whitened:
         if variance is None:
             raise ValueError("this observation has no noise of its own: use noise='fixed' or 'residual'")
         std = variance.sqrt()
@@ -84,9 +82,7 @@ class FixedNoise(Noise):
     def __init__(self, variance: Positive = 1.0):
         self.variance = self.level = variance
 
-    def whiten(
-        self, error: Tensor, columns: Tensor, variance: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def whiten(self, error: Tensor, columns: Tensor, variance: Tensor | None) -> Whitened:
         std = math.sqrt(self.variance)
         log_det = error.new_full(error.shape[:1], error.shape[1] * math.log(self.variance))
         return error / std, columns / std, log_det
@@ -132,9 +128,7 @@ class ResidualNoise(Noise):
             return self.R + self.floor * torch.eye(len(self.R), dtype=self.R.dtype, device=self.R.device)
         return self.R + self.floor
 
-    def whiten(
-        self, error: Tensor, columns: Tensor, variance: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def whiten(self, error: Tensor, columns: Tensor, variance: Tensor | None) -> Whitened:
         R = self._floored()
         if self.full:
             L = torch.linalg.cholesky(R)
