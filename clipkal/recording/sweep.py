@@ -36,13 +36,20 @@ class NotBegun(ClipkalError):
 
 
 class StopWorkers(Callback):
-    """In the launcher: SIGTERM and Ctrl+C end the running jobs, then the sweep; a second one ends all at once."""
+    """In the launcher: SIGTERM and Ctrl+C end the running jobs, then the sweep; a second one ends all at once.
+
+    Where jobs run in this process a job that learns sees to that itself, and SIGTERM at any other time ends the sweep like
+    Ctrl+C: with its summary.
+    """
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         global _launcher, _failed
         _failed = False
-        if "joblib" not in config.hydra.launcher._target_.lower():
-            return  # others run their jobs here, or have signals of their own
+        launcher = config.hydra.launcher._target_.lower()
+        if "basic" in launcher and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _exit)
+        if "joblib" not in launcher:
+            return  # others have signals of their own
         folder = tempfile.mkdtemp(prefix="clipkal-sweep-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ[FOLDER], _launcher = folder, True
@@ -55,6 +62,12 @@ class ForgetConfigs(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         job_return.cfg = job_return.hydra_cfg = None
+
+
+def let_go() -> None:
+    """In the launcher, when the sweep has ended: SIGTERM is again what it was."""
+    if signal.getsignal(signal.SIGTERM) is _exit:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def check_objective(cfg: DictConfig, sweeper: str) -> None:
@@ -105,6 +118,10 @@ def stop_after_this() -> None:
 
 _failed = False
 _launcher = False  # whether this process is that of `StopWorkers`
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _stop_all(number: int, frame: FrameType | None) -> None:
