@@ -36,20 +36,13 @@ class NotBegun(ClipkalError):
 
 
 class StopWorkers(Callback):
-    """In the launcher: SIGTERM and Ctrl+C end the running jobs, then the sweep; a second one ends all at once.
-
-    Where jobs run in this process a job that learns sees to that itself, and SIGTERM at any other time ends the sweep like
-    Ctrl+C: with its summary.
-    """
+    """In the launcher: SIGTERM and Ctrl+C end the running jobs, then the sweep; a second one ends all at once."""
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         global _launcher, _failed
         _failed = False
-        launcher = config.hydra.launcher._target_.lower()
-        if "basic" in launcher and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _exit)
-        if "joblib" not in launcher:
-            return  # others have signals of their own
+        if "joblib" not in config.hydra.launcher._target_.lower():
+            return  # others run their jobs here, or have signals of their own
         folder = tempfile.mkdtemp(prefix="clipkal-sweep-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         os.environ[FOLDER], _launcher = folder, True
@@ -62,6 +55,12 @@ class ForgetConfigs(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         job_return.cfg = job_return.hydra_cfg = None
+
+
+def end_on_term() -> None:
+    """In the launcher: SIGTERM ends the sweep as Ctrl+C does, unless it means something already; a job that learns comes first."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _exit)
 
 
 def let_go() -> None:
