@@ -75,6 +75,12 @@ def main() -> None:
     except (ClipkalError, HydraException, OmegaConfBaseException) as error:
         sweep_summary.finish()
         fail(error)
+    except KeyboardInterrupt:
+        sweep_summary.finish()
+        print(
+            "clipkal: stopped; the same command begins again, and goes on from checkpoints", file=sys.stderr
+        )
+        sys.exit(130)
     except BrokenPipeError:  # whoever read along, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -84,6 +90,7 @@ def main() -> None:
         sweep_summary.finish()
         fail(ClipkalError(line))
     finally:
+        sweep.let_go()
         sweep_summary.finish()
 
 

@@ -89,6 +89,23 @@ def test_a_sweep_that_was_interrupted_and_started_again_has_lost_nothing_and_doe
     assert stamps(found[1]) == first
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_sweep_that_is_stopped_between_steps_ends_with_its_summary(
+    tmp_path, monkeypatch, capsys, number, code
+):
+    monkeypatch.setattr(Recorder, "begin", lambda *_: signal.raise_signal(number))
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        assert sweep(monkeypatch, *LEARN, "seed=1,2", f"output_dir={tmp_path}") == code
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    out, err = capsys.readouterr()
+    assert "2 jobs: 0 done, 1 stopped, 1 not begun" in out
+    assert "Traceback" not in out + err
+    assert not list(tmp_path.glob(".sweep-*"))
+
+
 def test_a_run_that_another_process_is_writing_is_left_to_it_and_the_others_are_done(
     tmp_path, monkeypatch, capsys
 ):

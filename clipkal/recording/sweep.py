@@ -58,6 +58,18 @@ class ForgetConfigs(Callback):
         job_return.cfg = job_return.hydra_cfg = None
 
 
+def end_on_term() -> None:
+    """In the launcher: SIGTERM ends the sweep as Ctrl+C does, unless it means something already; a job that learns comes first."""
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _exit)
+
+
+def let_go() -> None:
+    """In the launcher, when the sweep has ended: SIGTERM is again what it was."""
+    if signal.getsignal(signal.SIGTERM) is _exit:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def check_objective(cfg: DictConfig, sweeper: str) -> None:
     """Raises ConfigError where a sweeper that chooses (any but Hydra's own grid) would have nothing to choose by."""
     if not sweeper.endswith(".BasicSweeper") and "none" in (cfg.fewshot.validation, cfg.optimizer.name):
@@ -106,6 +118,10 @@ def stop_after_this() -> None:
 
 _failed = False
 _launcher = False  # whether this process is that of `StopWorkers`
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _stop_all(number: int, frame: FrameType | None) -> None:

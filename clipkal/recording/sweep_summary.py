@@ -17,6 +17,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from clipkal import files
+from clipkal.recording import sweep
 from clipkal.recording.sweep_live import Watch
 from clipkal.recording.sweep_notes import NOTES, Jobs, Reader, note, planned
 from clipkal.tracking.kept import LEFT_OUT
@@ -41,6 +42,7 @@ class Notes(Callback):
         os.close(handle)
         count, keys = planned(config)
         note("planned", "", count=count, keys=keys)
+        sweep.end_on_term()
         global _watch
         _watch = Watch(Path(os.environ[NOTES]))
         _watch.start(config)
