@@ -108,10 +108,10 @@ def shots_rank(shots: str) -> float:
 
 def estimate(values: Sequence[float], seeds: Sequence[Any] = ()) -> Estimate:
     """Mean ± t₀.₉₇₅ · s / √n with Student's t for n − 1 degrees of freedom, over seeds (n ≥ 1 values)."""
-    mean = float(np.mean(values))
+    mean = sum(values) / len(values)  # plain sums: for a few numbers numpy takes ten times as long
     if len(values) < 2 or not math.isfinite(mean):
         return Estimate(mean, None, tuple(values), tuple(seeds))
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    spread = math.sqrt(sum((one - mean) ** 2 for one in values) / (len(values) - 1) / len(values))
     return Estimate(mean, _t975(len(values) - 1) * spread, tuple(values), tuple(seeds))
 
 

@@ -28,6 +28,8 @@ from clipkal.report.tidy import means_csv, paired_csv, seeds_csv
 from clipkal.tracking.writing import printable
 
 LONGEST = 60  # letters of a name in the name of a figure, which has two of them and at most 255 bytes
+MOST_NAMED = 10
+"""Damaged runs that the page's header names."""
 HELP = """Puts many finished runs into tables and figures.
 
 Runs that differ only in their seed become one row: mean ± 95 % confidence interval (Student t over seeds).
@@ -152,10 +154,19 @@ def _write_page(
     from clipkal.report.draw import draw  # matplotlib is slow to import
     from clipkal.report.page import page, picture
 
+    left_out = list(found.damaged)
+
+    def problem(line: str) -> None:
+        left_out.append(line)
+        _left_out(line)
+
     drawn = {
         section: {caption: picture(figure) for caption, figure in figures.items()}
-        for section, figures in draw(rows, found.runs, _left_out).items()
+        for section, figures in draw(rows, found.runs, problem).items()
     }
+    if left_out:
+        more = f"; and {len(left_out) - MOST_NAMED} more" if len(left_out) > MOST_NAMED else ""
+        about = about | {"left out": printable("; ".join(dict.fromkeys(left_out[:MOST_NAMED])) + more)}
     files.write_text(out / "index.html", page(summary(found), about, parts, drawn))
     written: list[Path] = []
     for section, captions in drawn.items():
@@ -193,7 +204,7 @@ def _about(
         "shots": listed("shots"),
         "seeds": listed("seed"),
         "protocol": f"{listed('protocol')}; validation images: {listed('validation')}",
-        "given to all": ", ".join(sorted(given_to_all(found.runs))) or "nothing else",
+        "all runs with": ", ".join(sorted(given_to_all(found.runs))) or "defaults, but for what names a row",
         "hardware": "; ".join(sorted({machine(run.environment) for run in found.runs})),
         "baseline": str(baseline or "none"),
     }
@@ -205,7 +216,7 @@ def summary(found: Collection) -> str:
     parts += [f"{len(found.unfinished)} unfinished left out"] if found.unfinished else []
     copies = len(found.duplicates)
     parts += [f"{copies} duplicate{'s' * (copies != 1)} left out"] if copies else []
-    parts += [f"{len(found.damaged)} damaged left out"] if found.damaged else []
+    parts += [f"{len(found.damaged)} unreadable left out"] if found.damaged else []
     return " · ".join(parts)
 
 
@@ -226,7 +237,7 @@ def _say(console: Console, found: Collection, rows: Sequence[Row], written: Sequ
 
 def _file_name(text: str) -> str:
     letters = (c if c.isascii() and c.isalnum() else " " for c in text.lower())
-    return "-".join("".join(letters).split())[:LONGEST]
+    return "-".join("".join(letters).split())[:LONGEST].strip("-")
 
 
 if __name__ == "__main__":

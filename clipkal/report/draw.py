@@ -1,5 +1,6 @@
 """Which figures a report has, by section and caption."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from clipkal.report.table import families, title_of
 from clipkal.report.values import COST, ID, MEAN_OOD
 
 MOST_PANELS = 6
-"""Rows of the reliability figure; beyond that a page of dots says nothing."""
+"""Rows and columns of the reliability figure; beyond that a page of dots says nothing."""
 
 Problem = Callable[[str], None]
 
@@ -44,7 +45,9 @@ def _family(rows: list[Row], runs: Sequence[Run], problem: Problem) -> dict[str,
     figures["Calibration"] = calibration_bars(rows)
     panels = _panels(rows, runs)
     if panels:
-        figures["Reliability, one seed"] = reliability_grid(panels)
+        few = _worst(panels)
+        which = "" if few == panels else f": ID and the {MOST_PANELS - 1} sets with the largest ECE"
+        figures[f"Reliability, one seed{which}"] = reliability_grid(few)
     figures["Risk against coverage"] = risk_figure(rows, runs, problem)
     figures["Learning curves, pass by pass"] = passes_figure(rows, runs, problem)
     if any(row.trained and (COST, "seconds") in row.values for row in rows):
@@ -71,3 +74,18 @@ def _panels(rows: Sequence[Row], runs: Sequence[Run]) -> dict[str, dict[str, Any
                 if one["predictive"].get(row.predictive, {}).get("reliability")
             }
     return {name: row for name, row in panels.items() if row}
+
+
+def _worst(panels: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The panels of `MOST_PANELS` sets: the first (ID), and those with the largest mean ECE."""
+    sets: dict[str, list[float]] = defaultdict(list)
+    for row in panels.values():
+        for name, metrics in row.items():
+            sets[name].append(metrics["ece"])
+    first, *others = sets
+    by_ece = sorted(others, key=lambda name: -sum(sets[name]) / len(sets[name]))
+    kept = {first, *by_ece[: MOST_PANELS - 1]}
+    chosen = {
+        label: {name: one for name, one in row.items() if name in kept} for label, row in panels.items()
+    }
+    return {label: row for label, row in chosen.items() if row}

@@ -42,7 +42,7 @@ def over_shots(rows: Sequence[Row], metrics: Sequence[Metric]) -> Figure:
                 _curve(axes, points, name, metric, place, look[label])
             axes.set_xticks(range(len(ticks)), [shown(shots) for shots in ticks])
             axes.set_xlim(-0.3, len(ticks) - 0.7)
-            axes.set_ylim(bottom=max(0, axes.get_ylim()[0]))
+            within(axes, metric)
             plain(axes)
         line[0].set_ylabel(metric.title)
     for axes, name in zip(panels[0], names, strict=True):
@@ -51,6 +51,12 @@ def over_shots(rows: Sequence[Row], metrics: Sequence[Metric]) -> Figure:
         axes.set_xlabel("shots (images per class)")
     add_legend(figure, panels[0][0])
     return figure
+
+
+def within(axes: Axes, metric: Metric) -> None:
+    """Cuts the y axis to what a metric can be, whatever the intervals: 0 and more, and at most 100 %."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(0, low), min(100, high) if metric.factor == 100 else high)
 
 
 def _curve(

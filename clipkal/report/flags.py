@@ -81,7 +81,8 @@ def machine(environment: dict[str, Any]) -> str:
     """What a run was computed on."""
     if not environment:
         return "unknown"
-    return f"{environment.get('gpu') or environment.get('cpu')}, {environment.get('threads')} threads"
+    threads = environment.get("threads")
+    return f"{environment.get('gpu') or environment.get('cpu')}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _listed(names: Sequence[str]) -> str:

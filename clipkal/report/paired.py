@@ -87,6 +87,8 @@ def wilcoxon(differences: Sequence[float]) -> float:
         return 1.0 if not moved else math.nan
     if len(moved) > ENUMERATED:
         return float(stats.wilcoxon(moved).pvalue)
+    if len({d > 0 for d in moved}) == 1:  # only these signs and their opposites are as extreme
+        return 2.0 ** (1 - len(moved))
     ranks = stats.rankdata(np.abs(moved))
     sums, found = _signs(len(moved)) @ ranks, float(np.sign(moved) @ ranks)
     return float((np.abs(sums) >= abs(found) - 1e-9).mean())

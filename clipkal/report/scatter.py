@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from clipkal.report.aggregate import Row
-from clipkal.report.figures import add_legend, at_common_shots, curves_of, look_of, new_figure
+from clipkal.report.figures import add_legend, at_common_shots, curves_of, look_of, new_figure, within
 from clipkal.report.metric import METRICS, cost_of
 from clipkal.report.style import INK, MUTED, plain, plain_ticks, shown
 from clipkal.report.values import COST, ID, MEAN_OOD
@@ -114,6 +114,7 @@ def cost_against_quality(rows: Sequence[Row]) -> Figure:
                 )  # fmt: skip
         axes.set_xscale("log")
         plain_ticks(axes)
+        within(axes, metric)
         axes.set_xlabel(seconds.title)
         axes.set_title(f"{metric.title}, in distribution", loc="left", fontsize=11, color=INK)
         plain(axes, grid="both")

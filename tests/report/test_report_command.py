@@ -85,7 +85,7 @@ def test_mixed_schemas_and_unwritable_places_are_one_line(tmp_path: Path, capsys
     write_run(tmp_path / "runs", n=20, seed=2, version=9)
     main([str(tmp_path / "runs"), "--no-figures"])
     captured = capsys.readouterr()
-    assert "1 run · 1 damaged left out" in captured.out
+    assert "1 run · 1 unreadable left out" in captured.out
     assert captured.err.startswith("clipkal-report: left out: ") and "schema version 9" in captured.err
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path / "runs" / "digits/mini/kalman/4shot-seed2")])

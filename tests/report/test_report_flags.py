@@ -74,5 +74,5 @@ def test_seconds_of_different_machines(tmp_path: Path) -> None:
     assert not flags_of(tmp_path)
     change(path, lambda c: c["environment"].update(gpu="some card"))
     assert flags_of(tmp_path) == [
-        "Seconds were measured on different hardware: some card, 1 threads, some processor, 1 threads."
+        "Seconds were measured on different hardware: some card, 1 thread, some processor, 1 thread."
     ]
