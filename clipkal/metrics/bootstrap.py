@@ -57,11 +57,13 @@ def bootstrap_intervals(
     """
     if resamples < 1 or not 0 < level < 1:
         raise ValueError(f"resamples must be positive and level in (0, 1), got {resamples} and {level}")
+    if not every:
+        return []
     tables = [_table(one, bins) for one in every]
     if len({len(table) for table in tables}) > 1:
         raise ValueError("bootstrap_intervals needs predictions of the same images")
-    means = resampled_means(torch.cat(tables, 1), resamples, seed) if tables else torch.zeros(resamples, 0)
-    own = torch.stack([table.mean(0) for table in tables]) if tables else torch.zeros(0, bins + 2)
+    means = resampled_means(torch.cat(tables, 1), resamples, seed)
+    own = torch.stack([table.mean(0) for table in tables])
     return list(_intervals(means.view(resamples, *own.shape), own, level))
 
 
