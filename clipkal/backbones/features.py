@@ -80,6 +80,8 @@ def _header(backbone: Backbone, image_set: ImageSet) -> Header:
 
 def _feature_set(image_set: ImageSet, entry: Entry) -> tuple[FeatureSet, list[str]]:
     bad = entry["skipped"].tolist()
+    if not bad:
+        return FeatureSet(image_set.name, image_set.ids, image_set.labels, entry["features"]), []
     dropped = set(bad)
     kept = [i for i in range(len(image_set)) if i not in dropped]
     ids = [image_set.ids[i] for i in kept]

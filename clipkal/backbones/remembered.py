@@ -40,8 +40,7 @@ def remembered_backbone(cfg: Any, device: str | torch.device, cache_dir: CacheDi
     build = cache(lambda: cast(Backbone, load_backbone(cfg, device)))
     key = files.digest(
         json.dumps({word: _plain(getattr(cfg, word, None)) for word in WORDS}),
-        json.dumps([metadata.version(name) for name in LIBRARIES]),
-        *_code(),
+        *_software(),
         *(f"{path.name} {_contents(path)}" for path in found),
     )
     header = {"kind": "backbone", "key": key}
@@ -82,8 +81,10 @@ class _Tokens:
 
 
 @cache
-def _code() -> tuple[bytes, ...]:
-    return tuple(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+def _software() -> tuple[str | bytes, ...]:
+    """The versions of the libraries and the code of this package, which stay as they are while it runs."""
+    code = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return json.dumps([metadata.version(name) for name in LIBRARIES]), *code
 
 
 def _contents(path: Path) -> str:

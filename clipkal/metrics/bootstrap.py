@@ -57,15 +57,14 @@ def bootstrap_intervals(
     """
     if resamples < 1 or not 0 < level < 1:
         raise ValueError(f"resamples must be positive and level in (0, 1), got {resamples} and {level}")
+    if not every:
+        return []
     tables = [_table(one, bins) for one in every]
     if len({len(table) for table in tables}) > 1:
         raise ValueError("bootstrap_intervals needs predictions of the same images")
-    means = resampled_means(torch.cat(tables, 1), resamples, seed) if tables else torch.zeros(resamples, 0)
-    width = bins + 2
-    return [
-        _intervals(means[:, width * i : width * (i + 1)], table.mean(0), level)
-        for i, table in enumerate(tables)
-    ]
+    means = resampled_means(torch.cat(tables, 1), resamples, seed)
+    own = torch.stack([table.mean(0) for table in tables])
+    return list(_intervals(means.view(resamples, *own.shape), own, level))
 
 
 def resampled_means(values: Tensor, resamples: int = RESAMPLES, seed: int = 0) -> Tensor:
@@ -103,13 +102,14 @@ def _table(found: Outcomes, bins: int) -> Tensor:
     return torch.cat([correct[:, None], nll[:, None], gap], 1)
 
 
-def _intervals(means: Tensor, own: Tensor, level: float) -> dict[str, Interval]:
-    values = torch.stack([means[:, 0], means[:, 1], means[:, 2:].abs().sum(1)])
+def _intervals(means: Tensor, own: Tensor, level: float) -> Iterator[dict[str, Interval]]:
+    """Of k tables, from their resampled means (resamples, k, 2 + bins) and their own (k, 2 + bins)."""
+    values = torch.stack([means[:, :, 0], means[:, :, 1], means[:, :, 2:].abs().sum(2)])
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    accuracy, nll, (low, high) = values.quantile(ends, 1).T.tolist()
-    ece = own[2:].abs().sum().item()
-    return {
-        "accuracy": tuple(accuracy),
-        "nll": (None, None) if math.isnan(nll[0]) else tuple(nll),
-        "ece": (max(0.0, 2 * ece - high), max(0.0, 2 * ece - low)),
-    }
+    limits, eces = values.quantile(ends, 1).permute(2, 1, 0).tolist(), own[:, 2:].abs().sum(1).tolist()
+    for (accuracy, nll, (low, high)), ece in zip(limits, eces, strict=True):
+        yield {
+            "accuracy": tuple(accuracy),
+            "nll": (None, None) if math.isnan(nll[0]) else tuple(nll),
+            "ece": (max(0.0, 2 * ece - high), max(0.0, 2 * ece - low)),
+        }

@@ -1,6 +1,6 @@
 """Accuracy, macro-F1, and the two proper scores: negative log-likelihood and Brier."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ def brier(probs: Any, labels: Any) -> float:
 
 def per_class_accuracy(probs: Any, labels: Any) -> list[float | None]:
     """Share of each class's images classified rightly, C values in [0, 1]; None for an absent class."""
-    return recalls(outcomes(probs, labels))
+    return Counts.of(outcomes(probs, labels)).recalls()
 
 
 def macro_f1(probs: Any, labels: Any) -> float:
@@ -36,24 +36,28 @@ def macro_f1(probs: Any, labels: Any) -> float:
 
     Over the classes that occur as a label or as a prediction, like scikit-learn's `f1_score(average="macro")`.
     """
-    return f1_of(outcomes(probs, labels))
+    return Counts.of(outcomes(probs, labels)).macro_f1()
 
 
-def recalls(found: Outcomes) -> list[float | None]:
-    """`per_class_accuracy` of outcomes."""
-    right, labelled, _ = _counts(found)
-    return [r / n if n else None for r, n in zip(right.tolist(), labelled.tolist(), strict=True)]
-
-
-def f1_of(found: Outcomes) -> float:
-    """`macro_f1` of outcomes."""
-    right, labelled, predicted = _counts(found)
-    either = labelled + predicted
-    return (2 * right[either > 0] / either[either > 0].double()).mean().item()
-
-
-def _counts(found: Outcomes) -> tuple[Tensor, Tensor, Tensor]:
+class Counts(NamedTuple):
     """Images of each class that are classified rightly, labelled so, and predicted so, int64 (C,) each."""
-    kinds = (found.labels[found.correct], found.labels, found.predicted)
-    right, labelled, predicted = (torch.bincount(kind, minlength=found.classes) for kind in kinds)
-    return right, labelled, predicted
+
+    right: Tensor
+    labelled: Tensor
+    predicted: Tensor
+
+    @classmethod
+    def of(cls, found: Outcomes) -> "Counts":
+        """The counts of outcomes."""
+        kinds = (found.labels[found.correct], found.labels, found.predicted)
+        return cls(*(torch.bincount(kind, minlength=found.classes) for kind in kinds))
+
+    def recalls(self) -> list[float | None]:
+        """`per_class_accuracy`."""
+        both = zip(self.right.tolist(), self.labelled.tolist(), strict=True)
+        return [right / n if n else None for right, n in both]
+
+    def macro_f1(self) -> float:
+        """`macro_f1`."""
+        either = self.labelled + self.predicted
+        return (2 * self.right[either > 0] / either[either > 0].double()).mean().item()

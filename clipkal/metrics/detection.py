@@ -4,7 +4,7 @@ Every score is higher for an image that is more out of distribution, or more lik
 prediction only; `clipkal.metrics.distance` has those that look at where the image lies among the shots.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,37 +61,34 @@ def separations(scores: Tensor, to_find: Tensor) -> list[dict[str, float]]:
         raise ValueError("telling images apart needs both kinds of them")
     order = scores.numpy().argsort(1)  # NumPy, since torch takes three times as long
     ordered = np.take_along_axis(scores.numpy(), order, 1)
-    return [_Levels.of(*row).separation() for row in zip(ordered, to_find.numpy()[order], strict=True)]
+    ends = np.concatenate([ordered[:, 1:] != ordered[:, :-1], np.ones((len(order), 1), bool)], 1)
+    kinds = (~to_find.numpy()[order], to_find.numpy()[order])
+    (low, low_upto), (high, high_upto) = (_levels(kind, ends) for kind in kinds)
+    lows, highs = (int(upto[0, -1]) for upto in (low_upto, high_upto))
+
+    auroc = (high * (2 * low_upto - low)).sum(1) / (2 * lows * highs)  # ties count half
+    low_above, high_above = lows - low_upto + low, highs - high_upto + high  # at a level or above
+    gained = high_above / (high_above + low_above) * high / highs  # precision times the rise of recall
+    downwards = zip(gained[:, ::-1], ends[:, ::-1], strict=True)
+    aupr = [torch.from_numpy(row[at]).sum().item() for row, at in downwards]
+    accepted = -(-lows * 95 // 100)  # ⌈0.95 N⌉, in integers
+    threshold = (ends & (low_upto >= accepted)).argmax(1)
+    fpr95 = np.take_along_axis(high_upto, threshold[:, None], 1)[:, 0] / highs
+    rows = zip(auroc.tolist(), aupr, fpr95.tolist(), strict=True)
+    return [{"auroc": a, "aupr": b, "fpr95": c} for a, b, c in rows]
 
 
-class _Levels(NamedTuple):
-    """Images of either kind at each level of a score, from low to high, int64 (L,): equal scores are one level."""
+def _levels(kind: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images of a kind at each level and up to it, int64 (k, N) each: equal scores are one level, counted where it ends.
 
-    low: np.ndarray
-    high: np.ndarray
-
-    @classmethod
-    def of(cls, ordered: np.ndarray, to_find: np.ndarray) -> "_Levels":
-        """From all scores (N,) in ascending order, and which of them are of images to find."""
-        starts = np.concatenate([[True], ordered[1:] != ordered[:-1]]).nonzero()[0]
-        return cls(*(np.add.reduceat(kind, starts, dtype=np.int64) for kind in (~to_find, to_find)))
-
-    def separation(self) -> dict[str, float]:
-        return {"auroc": self.auroc(), "aupr": self.aupr(), "fpr95": self.fpr95()}
-
-    def auroc(self) -> float:
-        below = 2 * self.low.cumsum() - self.low  # ties count half
-        return int(below @ self.high) / (2 * int(self.low.sum()) * int(self.high.sum()))
-
-    def aupr(self) -> float:
-        low, high = (counted[::-1].cumsum() for counted in self)  # at a level or above
-        gained = high / (high + low) * self.high[::-1]  # precision times the images found at the level
-        return torch.from_numpy(gained / high[-1]).sum().item()
-
-    def fpr95(self) -> float:
-        low, high = (counted.cumsum() for counted in self)  # at a level or below
-        accepted = -(-int(low[-1]) * 95 // 100)  # ⌈0.95 N⌉, in integers
-        return float(high[low.searchsorted(accepted)] / high[-1])
+    Args:
+        kind: which images are of the kind, bool (k, N), in the order of each of k scores.
+        ends: where a level ends, bool (k, N). Elsewhere the first count is 0, the second part of the level's.
+    """
+    upto = kind.cumsum(1)
+    before = np.maximum.accumulate(upto * ends, 1)[:, :-1]  # up to the last level that ended
+    upto_last = np.concatenate([np.zeros((len(kind), 1), np.int64), before], 1)
+    return ends * (upto - upto_last), upto
 
 
 def auroc(id_scores: Any, ood_scores: Any) -> float:

@@ -4,7 +4,7 @@ from typing import Any
 
 from clipkal.metrics.calibration import BINS, TopBins, equal_mass_ece
 from clipkal.metrics.checks import checked
-from clipkal.metrics.classification import f1_of, recalls
+from clipkal.metrics.classification import Counts
 from clipkal.metrics.classwise import ClassBins, class_bins
 from clipkal.metrics.outcomes import Outcomes, outcomes
 from clipkal.metrics.selective import COVERAGES, accuracies_of, excess_of, risk_coverage
@@ -39,13 +39,13 @@ def summary(found: Outcomes, top: TopBins, table: ClassBins) -> dict[str, Any]:
         per_class_accuracy (list of C, None for a class without images); and what the calibration figures depend on:
         n images, bins, classes (the size of the label space).
     """
-    bins = len(top.count)
+    bins, counts = len(top.count), Counts.of(found)
     _, risk = risk_coverage(found.confidence, found.correct)
     score = found.brier.mean().item()
     parts = {f"brier_{name}": value for name, value in table.decomposition(score).items()}
     return {
         "accuracy": found.correct.double().mean().item(),
-        "macro_f1": f1_of(found),
+        "macro_f1": counts.macro_f1(),
         "nll": found.nll.mean().item(),
         "brier": score,
         **parts,
@@ -58,7 +58,7 @@ def summary(found: Outcomes, top: TopBins, table: ClassBins) -> dict[str, Any]:
         "coverage": list(COVERAGES),
         "accuracy_at_coverage": accuracies_of(risk),
         "confidence": found.confidence.mean().item(),
-        "per_class_accuracy": recalls(found),
+        "per_class_accuracy": counts.recalls(),
         "n": len(found),
         "bins": bins,
         "classes": found.classes,
