@@ -22,7 +22,8 @@ from benchmarks.start import seconds
 
 FIRST = 4
 HERE = "CLIPKAL_BENCH_SWEEP"
-SWEEP = ["dataset=digits", "method=kalman,zeroshot", "threads=1"]
+SWEEP = ["dataset=digits", "threads=1"]
+METHODS = "method=kalman,zeroshot"  # after the seeds, so that new shots are drawn to the end
 
 
 class Meter:
@@ -79,6 +80,7 @@ def main() -> None:
             *SWEEP,
             f"tracking={options.tracking}",
             f"seed={seeds}",
+            METHODS,
             f"output_dir={folder}/runs",
             meter,
         ]

@@ -12,6 +12,7 @@ from clipkal import load_run
 from clipkal.app import run
 from clipkal.config import compose
 from clipkal.errors import CheckpointError
+from clipkal.report import risk
 from clipkal.tracking import RunDirectory
 from clipkal.tracking.kept import LEFT_OUT
 
@@ -75,6 +76,12 @@ def test_what_needs_a_file_that_was_left_out_names_the_key(runs):
         with pytest.raises(CheckpointError, match=f"made with keep={keep}, which leaves out .*keep=all"):
             use()
     assert there.threshold(0.1) > 0
+
+
+def test_a_report_tells_runs_without_predictions_that_were_not_to_keep_them(runs, tmp_path):
+    asked = {keep: risk._left_out(path / "predictions.parquet") for keep, path in runs.items()}
+    assert asked == {"all": False, "predictions": False, "model": True, "results": True}
+    assert not risk._left_out(tmp_path / "predictions.parquet")
 
 
 def test_predictions_are_packed_smaller_and_read_back_bit_for_bit(tmp_path):

@@ -186,6 +186,7 @@ def test_on_a_terminal_the_table_is_drawn_and_what_jobs_say_stands_above_it(tmp_
     assert "Launching" not in shown and "#0" not in shown
     assert shown.rfind("\x1b[?25l") < shown.rfind("\x1b[?25h"), "the cursor is there at the end"
     assert sweep_live.TABLE not in os.environ
+    assert {logging.getLogger(name).level for name in sweep_live.LAUNCHERS} == {logging.NOTSET}
     assert not list(tmp_path.glob(".sweep-*"))
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, read_write
+from omegaconf import DictConfig
 
 from clipkal.recording.sweep_notes import Jobs, Reader, note
 
@@ -25,6 +25,11 @@ log = logging.getLogger("clipkal")
 
 TABLE = "CLIPKAL_SWEEP_TABLE"
 """In the environment of the jobs: their terminal has a table."""
+LAUNCHERS = (
+    "hydra._internal.core_plugins.basic_launcher", "hydra_plugins.hydra_joblib_launcher",
+    "hydra_plugins.hydra_ray_launcher", "hydra_plugins.hydra_submitit_launcher",
+)  # fmt: skip
+"""Whose log lists the jobs."""
 EVERY, PLAIN = 0.5, 60.0
 """Seconds between two tables, and between two plain lines."""
 PATIENCE = 5.0
@@ -44,14 +49,14 @@ class Watch:
         self._thread = threading.Thread(target=self._follow, name="sweep", daemon=True)
 
     def start(self, config: DictConfig) -> None:
-        """Shows the table where there is a terminal and `data.progress` is on, with Hydra's own lines about jobs left out."""
+        """Shows the table where there is a terminal and `data.progress` is on, without a line of Hydra for each job."""
         if config.data.progress and _terminal():
             from rich.console import Console
             from rich.live import Live
 
             os.environ[TABLE] = "1"
-            with read_write(config.hydra):
-                config.hydra.hydra_logging.root.level = "WARNING"
+            for name in LAUNCHERS:
+                logging.getLogger(name).setLevel(logging.WARNING)
             console = Console()
             self._live = Live(console=console, auto_refresh=False, transient=True)
             self._live.start()
@@ -68,6 +73,8 @@ class Watch:
 
     def _end(self) -> None:
         os.environ.pop(TABLE, None)
+        for name in LAUNCHERS:
+            logging.getLogger(name).setLevel(logging.NOTSET)
         if self._live:
             self._live.stop()
             self._live = None
