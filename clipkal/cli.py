@@ -1,8 +1,10 @@
 """The command `clipkal`: Hydra around one run, and one clear line for whatever the user can mend."""
 
+import gc
 import logging
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,7 +56,15 @@ def _job(cfg: DictConfig) -> float | None:
             sweep.stop_after_this()
         raise
     note("done", name, path=str(path_of(cfg)), out=cfg.output_dir)
+    _settle()
     return value
+
+
+@cache
+def _settle() -> None:
+    """What the first job has imported stays, so the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def main() -> None:

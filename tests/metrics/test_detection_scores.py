@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.covariance import OAS
 from sklearn.metrics import average_precision_score
 
-from clipkal.metrics import Gaussians, aupr, energy, nearest_shot, separation
+from clipkal.metrics import Gaussians, aupr, energy, nearest_shot, separation, separations
 from clipkal.metrics.distance import shrunk
 
 
@@ -26,6 +26,21 @@ def test_aupr_is_scikit_learns_average_precision_with_ties(step: float) -> None:
     truth = np.r_[np.zeros(150), np.ones(40)]
     assert aupr(low, high) == pytest.approx(average_precision_score(truth, np.r_[low, high]))
     assert set(separation(low, high)) == {"auroc", "aupr", "fpr95"}
+
+
+def test_scores_that_are_ranked_together_tell_as_much_as_alone() -> None:
+    rng = np.random.default_rng(1)
+    to_find = rng.permutation(np.arange(90) < 25)
+    every = np.stack([rng.normal(to_find), np.round(rng.normal(2 * to_find)), np.ones(90), -1.0 * to_find])
+    found = separations(torch.from_numpy(every), torch.from_numpy(to_find))
+    assert found == [separation(score[~to_find], score[to_find]) for score in every]
+    for score, told in zip(every, found, strict=True):
+        low, high = score[~to_find], score[to_find]
+        pairs = (high[:, None] > low).mean() + 0.5 * (high[:, None] == low).mean()
+        threshold = np.sort(low)[math.ceil(0.95 * len(low)) - 1]
+        assert told["auroc"] == pytest.approx(pairs) and told["fpr95"] == (high <= threshold).mean()
+    with pytest.raises(ValueError, match="both kinds"):
+        separations(torch.from_numpy(every), torch.ones(90, dtype=torch.bool))
 
 
 scores = st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=25)
