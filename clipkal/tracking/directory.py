@@ -105,7 +105,9 @@ class RunDirectory:
         if state.status != "finished":
             return state
         damaged, changed = self.verify(SMALL), self._changed_inputs(config_yaml)
-        lines = [f"has damaged files ({_few(damaged)})"] * bool(damaged)
+        schema = (read_marker(self.path) or {}).get("schema_version")
+        lines = [f"has schema version {schema}, not {SCHEMA_VERSION}"] * (schema != SCHEMA_VERSION)
+        lines += [f"has damaged files ({_few(damaged)})"] * bool(damaged)
         lines += [f"was made from other data or weights ({_few(changed)})"] * bool(changed)
         return replace(state, stale=" and ".join(lines))
 

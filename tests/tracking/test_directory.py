@@ -156,6 +156,20 @@ def test_a_damaged_finished_run_is_moved_aside_and_done_again(
     assert f"has damaged files ({name}); moved to r.old-aaaaaaaa" in record.getMessage()
 
 
+@pytest.mark.parametrize("version", [0, 2])
+def test_a_finished_run_of_another_schema_is_moved_aside_and_done_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, version: int
+) -> None:
+    finished(tmp_path / "r")
+    marker = tmp_path / "r" / "finished.json"
+    files.write_json(marker, json.loads(marker.read_text()) | {"schema_version": version})
+    with RunDirectory(tmp_path / "r") as directory:
+        assert directory.begin(A, YAML).status == "new"
+    assert (tmp_path / "r.old-aaaaaaaa" / "finished.json").is_file()
+    (record,) = caplog.records
+    assert f"has schema version {version}, not 1; moved to r.old-aaaaaaaa" in record.getMessage()
+
+
 def test_a_run_that_was_made_before_sizes_and_inputs_were_noted_is_skipped(tmp_path: Path) -> None:
     finished(tmp_path / "r")
     marker = json.loads((tmp_path / "r" / "finished.json").read_text())

@@ -86,7 +86,8 @@ def test_curves_have_axes_that_overlay(done: tuple[Path, Written]) -> None:
     rows = [row for row in record.rows if "images_seen" in row]
     assert [row["images_seen"] for row in rows] == [0, 32, 40]
     assert [row["epoch"] for row in rows] == [0, 0.8, 1] and [row["step"] for row in rows] == [0, 1, 2]
-    table = pd.read_csv(folder / "metrics.csv").set_index(["step", "metric"]).value
+    logged = pd.read_csv(folder / "metrics.csv", float_precision="round_trip")
+    table = logged[logged.split == "trial0"].set_index(["step", "metric"]).value
     assert rows[0]["val/nll"] == table[0, "val_nll"] and rows[2]["val/nll"] == table[1, "val_nll"]
     assert rows[2]["train/loss"] == table[1, "train_loss"]
     assert rows[2]["posterior/log_evidence"] == table[1, "log_evidence"]
@@ -224,7 +225,8 @@ def test_a_continued_run_has_a_record_of_its_own_with_all_of_it(tmp_path: Path, 
         for row in after.rows
         if "trials/lr-0.001/val_nll" in row
     ]
-    table = pd.read_csv(folder / "metrics.csv").query("split == 'trial0' and metric == 'val_nll'")
+    table = pd.read_csv(folder / "metrics.csv", float_precision="round_trip")
+    table = table.query("split == 'trial0' and metric == 'val_nll'")
     assert curve == list(zip(table.step, table.value, strict=True)) and len(curve) == 4
     kept = [row["val/nll"] for row in after.rows if "val/nll" in row]
     assert len(kept) == 4 and min(kept) == after.summary["val/nll"]
