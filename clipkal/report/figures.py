@@ -38,8 +38,10 @@ def over_shots(rows: Sequence[Row], metrics: Sequence[Metric]) -> Figure:
     panels = figure.subplots(len(metrics), len(names), squeeze=False)
     for line, metric in zip(panels, metrics, strict=True):
         for axes, name in zip(line, names, strict=True):
-            for label, points in curves.items():
-                _curve(axes, points, name, metric, place, look[label])
+            for index, (label, points) in enumerate(curves.items()):
+                apart = 0.4 * ((index + 0.5) / len(curves) - 0.5) if len(ticks) == 1 else 0.0  # side by side
+                at = {shots: x + apart for shots, x in place.items()}
+                _curve(axes, points, name, metric, at, look[label])
             axes.set_xticks(range(len(ticks)), [shown(shots) for shots in ticks])
             axes.set_xlim(-0.3, len(ticks) - 0.7)
             within(axes, metric)
@@ -60,7 +62,7 @@ def within(axes: Axes, metric: Metric) -> None:
 
 
 def _curve(
-    axes: Axes, points: Sequence[Row], name: str, metric: Metric, place: dict[str, int], style: Style
+    axes: Axes, points: Sequence[Row], name: str, metric: Metric, place: dict[str, float], style: Style
 ) -> None:
     key = (name, metric.key)
     there = [row for row in points if key in row.values]
