@@ -1,5 +1,6 @@
 """The command `clipkal`: Hydra around one run, and one clear line for whatever the user can mend."""
 
+import atexit
 import gc
 import logging
 import os
@@ -65,6 +66,7 @@ def _settle() -> None:
     """What the first job has imported stays, so the garbage collector need not look through it again and again."""
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # what is left over at the end belongs to the collector again
 
 
 def main() -> None:
