@@ -29,6 +29,7 @@ from clipkal.data.walk import (
     is_image,
     refuse_same,
     subfolders,
+    told,
 )
 from clipkal.errors import ConfigError, DataError
 
@@ -67,8 +68,7 @@ def read_tree(
         listed = [path for listing in listings.values() for paths in listing.values() for path in paths]
         refuse_same(folder, listed, set(walk.links))
     if walk.ignored:
-        counts = ", ".join(f"{suffix} ({count})" for suffix, count in sorted(walk.ignored.items()))
-        log.warning("%s: files left out since they are not read as images: %s", folder, counts)
+        log.warning("%s: files left out since they are not read as images: %s", folder, told(walk.ignored))
     return Tree(folder, prefix, listings)
 
 

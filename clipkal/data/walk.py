@@ -65,6 +65,21 @@ def is_image(name: str) -> bool:
     return f".{name.rpartition('.')[2].lower()}" in EXTENSIONS
 
 
+def is_junk(name: str) -> bool:
+    """Whether a file is one that file managers leave behind, or hidden."""
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def ending(name: str) -> str:
+    """How a file's name ends, for a count of files that are not read."""
+    return Path(name).suffix.lower() or "without a suffix"
+
+
+def told(ignored: Counter[str]) -> str:
+    """As ".heic (5), .txt (1)" of a count by `ending`."""
+    return ", ".join(f"{suffix} ({count})" for suffix, count in sorted(ignored.items()))
+
+
 def holds_images(folder: Path) -> bool:
     """Whether images lie directly in a folder, which must then hold no folders beside them."""
     inside = entries(folder)
@@ -109,8 +124,8 @@ def images_below(walk: Walk, relative: str) -> list[str]:
                 pending.append((path, {*above, own}))
             elif is_image(entry.name):
                 found.append(path)
-            elif entry.name.lower() not in _JUNK:
-                ignored[Path(entry.name).suffix.lower() or "without a suffix"] += 1
+            elif not is_junk(entry.name):
+                ignored[ending(entry.name)] += 1
                 continue
             if entry.is_symlink():
                 walk.links.append(path)

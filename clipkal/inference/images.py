@@ -6,7 +6,9 @@ floats 0 … 1, which are rounded to bytes: they are images, not what a model's 
 """
 
 import glob
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from torch import Tensor
 
 from clipkal import files
 from clipkal.data.images import EXTENSIONS, WAY_OUT, open_image, to_rgb
+from clipkal.data.walk import ending, is_image, is_junk, told
 from clipkal.errors import DataError
 
+log = logging.getLogger(__name__)
 CHANNELS = (1, 3, 4)
 
 
@@ -107,12 +111,25 @@ def _paths(given: str | os.PathLike[str]) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """The images below a folder by their endings; what is hidden is left out."""
-    for place, inside, names in os.walk(folder, followlinks=False):
-        inside[:] = [one for one in inside if not one.startswith(".")]
+    """The images below a folder by their endings; what is hidden is left out, and other files are told in one line.
+
+    Links to folders are followed, each folder once.
+    """
+    seen: set[str] = set()
+    others: Counter[str] = Counter()
+    for place, inside, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            inside[:] = []
+            continue
+        seen.add(real)
+        inside[:] = sorted(one for one in inside if not one.startswith("."))
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:  # noqa: PTH122
+            if is_image(name) and not is_junk(name):
                 yield Path(place, name)
+            elif not is_junk(name):
+                others[ending(name)] += 1
+    if others:
+        log.warning("%s: files left out since they are not read as images: %s", folder, told(others))
 
 
 def _single(given: Tensor | np.ndarray | Image.Image) -> Iterator[Image.Image | np.ndarray]:
@@ -121,7 +138,7 @@ def _single(given: Tensor | np.ndarray | Image.Image) -> Iterator[Image.Image | 
         yield given
         return
     first = isinstance(given, Tensor)
-    array = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+    array = _numpy(given) if isinstance(given, Tensor) else given
     if first and array.ndim in (3, 4):
         array = np.moveaxis(array, -3, -1)
     fits = array.ndim == 2 or (array.ndim in (3, 4) and array.shape[-1] in CHANNELS)
@@ -134,14 +151,22 @@ def _single(given: Tensor | np.ndarray | Image.Image) -> Iterator[Image.Image | 
     yield from array if array.ndim == 4 else [array]
 
 
+def _numpy(tensor: Tensor) -> np.ndarray:
+    """The same values; those of numbers that numpy does not have, as bfloat16, in float32, which holds each of them."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).resolve_conj().resolve_neg().numpy()
+
+
 def _bytes(array: np.ndarray) -> np.ndarray:
     """uint8 [H, W] or [H, W, 3 or 4] of bytes or of floats 0 … 1."""
     if array.dtype == bool:
         array = array.astype(np.uint8) * 255
+    elif array.dtype.kind not in "fiu":
+        raise ValueError(f"its numbers are of type {array.dtype}; give bytes 0 … 255 or floats 0 … 1")
     elif array.dtype != np.uint8:
         low, high = float(np.min(array)), float(np.max(array))
         floats, top = array.dtype.kind == "f", 1 if array.dtype.kind == "f" else 255
-        if array.dtype.kind not in "fiu" or not (0 <= low <= high <= top):
+        if not (0 <= low <= high <= top):
             raise ValueError(
                 f"its values go from {low:g} to {high:g}; give bytes 0 … 255 or floats 0 … 1, before any normalisation"
             )

@@ -210,7 +210,7 @@ class Run:
 
         Raises ConfigError where `reject` is not in [0, 1), CheckpointError where predictions.parquet is not there.
         """
-        if not 0 <= reject < 1:
+        if not (isinstance(reject, int | float) and 0 <= reject < 1):
             raise ConfigError(f"reject={reject}: give the share of images to abstain on, from 0 to below 1")
         from pyarrow import parquet
 

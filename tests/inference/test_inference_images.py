@@ -96,3 +96,28 @@ def test_what_is_no_image_is_told(folder):
     for values in (PIXELS * 2.0, -(PIXELS / 255), np.full((2, 2, 3), np.nan), np.full((2, 2), 300)):
         with pytest.raises(DataError, match=r"image 0: its values go from .* before any normalisation"):
             gather(values).decode(0)
+    for wrong in (PIXELS.astype(object), PIXELS.astype(complex)):
+        with pytest.raises(DataError, match=r"image 0: its numbers are of type (object|complex128)"):
+            gather(wrong).decode(0)
+
+
+def test_half_precision_tensors_are_images_too():
+    pixels = torch.from_numpy(PIXELS > 127).permute(2, 0, 1)
+    for kind in (torch.float16, torch.bfloat16):
+        found = np.asarray(gather(pixels.to(kind)).decode(0))
+        assert np.array_equal(found, (PIXELS > 127) * np.uint8(255))
+
+
+def test_what_a_folder_holds_beside_images_is_told_and_its_linked_folders_are_read(
+    folder, tmp_path_factory, caplog
+):
+    """Telephones write .heic, which Pillow does not read: half of somebody's photographs must not vanish in silence."""
+    (folder / "photo.HEIC").touch()
+    (folder / "Thumbs.db").touch()
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    Image.fromarray(PIXELS).save(elsewhere / "far.png")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "deep" / "back").symlink_to(folder)
+    names = [name.removeprefix(f"{folder}/") for name in gather(folder).ids]
+    assert names == ["a.jpg", "b.png", "deep/c.webp", "linked/far.png"]
+    assert ".heic (1), .txt (1)" in caplog.text and ".db" not in caplog.text
