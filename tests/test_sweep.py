@@ -204,7 +204,7 @@ def test_the_summary_has_means_over_seeds_and_ood_sets_of_the_reported_predictiv
     name = "digits/mini/kalman/16shot--optimizer.lr-0.1"
     assert row.split() == [name, "2", "85.0%", "1.500", "–", "50.0%", "–", "–", "80.0%"]
     assert counts.strip() == "6 jobs: 2 done (1 before), 1 failed, 2 stopped, 1 not begun"
-    assert rest[0].split() == ["failed:", "seed=3", "no", "such", "file"]
+    assert [line.strip() for line in rest[:2]] == ["1 failed: no such file", "seed=3"]
     assert rest[-2].startswith("disk: 0 kB a job (finished.json 0 kB)")
     assert rest[-1] == f"next: clipkal-report {tmp_path}"
 
@@ -227,10 +227,12 @@ def test_names_in_the_summary_leave_out_the_settings_that_all_runs_have():
 
 
 def test_a_long_summary_is_cut_and_says_so():
-    failed = [ended("failed", f"seed={i}", reason="x") for i in range(50)]
+    failed = [ended("failed", f"seed={i}", reason=f"reason {i % 45}") for i in range(450)]
     lines = list(sweep_summary.summary(failed))
-    assert sum("failed:" in line for line in lines) == sweep_summary.MOST
-    assert "  … and 10 more failures" in lines
+    assert lines[1] == "  10 failed: reason 0"
+    assert lines[2:9] == [*(f"    seed={i}" for i in range(0, 45 * 6, 45)), "    … and 4 more"]
+    assert sum(" failed: " in line for line in lines) == sweep_summary.MOST
+    assert "  … and 5 more reasons" in lines
     assert not any("next" in line for line in lines), "nothing to report on"
 
 
@@ -247,7 +249,7 @@ def test_after_a_failed_job_the_others_go_on_or_are_not_begun(
     out = capsys.readouterr().out
     assert caught.value.code == 2
     assert counts in out
-    assert "fewer than fewshot.shots=9999" in out.partition("  failed: ")[2]
+    assert "fewer than fewshot.shots=9999" in out.partition(" failed: ")[2]
     assert out.strip().endswith(f"next: clipkal-report {tmp_path}")
     assert len(list(tmp_path.rglob("finished.json"))) == int(counts[8])
     assert not list(tmp_path.glob(".sweep-*"))

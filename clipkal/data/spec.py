@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from clipkal.data.class_files import ClassNames, class_map, class_names
 from clipkal.data.names import choose, shown
 from clipkal.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 SOURCES = (
     "rendered", "digits", "folder", "table", "archive", "features", "coop", "torchvision", "huggingface",
 )  # fmt: skip
@@ -23,6 +26,16 @@ PLACED = {
     "archive": "your .npz of images",
     "features": "your .npz of features",
 }
+READ_BY = {
+    "path": tuple(source for source in SOURCES if source not in ("rendered", "digits")),
+    "id_domain": tuple(source for source in SOURCES if source not in ("coop", "torchvision")),
+    "columns": ("table", "huggingface"),
+    "torchvision": ("torchvision",),
+    "repository": ("huggingface",),
+    "configs": ("huggingface",),
+    "split_sha256": ("coop",),
+}
+"""Settings -> the sources that they mean something to."""
 SPACES = ("occurring", "all")
 DEFAULT_TEMPLATES = ("a photo of a {}.",)
 DEFAULT_VAL_FRACTION = 0.1
@@ -59,7 +72,7 @@ class DataSpec:
         path: the file or folder; the data root joined with the name where the config gives none.
         placed: whether the config gives a path.
         id_domain: the domain to learn from, or None for the first.
-        domains: OOD domains of the same source; None for every other one.
+        domains: OOD domains of the same source, without `id_domain`; None for every other one.
         shifts: OOD sets from elsewhere, those that `ood` names.
         corruptions: (kind, severity) of corrupted copies of the ID test set (`kind@severity`).
         order: the names of the OOD sets in the order of the config, empty where it does not list them.
@@ -112,16 +125,22 @@ def read_spec(cfg: Any, root: str | Path) -> DataSpec:
 
     Raises:
         DataError: the source or a corruption is unknown.
-        ConfigError: `name` or `source` is missing, a fraction is not in 0..1, or a path is one that no disk can hold.
+        ConfigError: `name` or `source` is missing, a fraction is not in 0..1, a path is one that no disk can hold, or the
+            source does not read a setting.
     """
     name, source = _get(cfg, "name"), _get(cfg, "source")
     if not name or not source:
         raise ConfigError("dataset.name and dataset.source must be set")
     choose("dataset.source", str(source), SOURCES)
+    _refuse_unread(cfg, str(source))
     root = _place("data.root", root, Path()).absolute()
     path = _place("dataset.path", _get(cfg, "path") or str(name), root)
+    _refuse_other_root(_get(cfg, "path"), path, root)
     tree = path if source == "folder" else None
     domains, shifts, corruptions, order = _read_ood(_get(cfg, "ood"), _get(cfg, "shifts"), root, tree)
+    if (own := _get(cfg, "id_domain")) in (domains or ()):  # as in a sweep over dataset.id_domain
+        domains = [name for name in domains or () if name != own]
+        log.info("%s", f"dataset.ood: {own!r} is learnt from, so it is no OOD set here")
     configs = _get(cfg, "configs")
     return DataSpec(
         name=str(name),
@@ -149,6 +168,25 @@ def read_spec(cfg: Any, root: str | Path) -> DataSpec:
 
 def _get(cfg: Any, key: str) -> Any:
     return getattr(cfg, key, None)
+
+
+def _refuse_unread(cfg: Any, source: str) -> None:
+    """Raises `ConfigError` for a setting that the source would pass over in silence."""
+    for key, sources in READ_BY.items():
+        if _get(cfg, key) and source not in sources:
+            raise ConfigError(
+                f"dataset.{key}={shown(str(_get(cfg, key)))}: dataset={_get(cfg, 'name')} (source {source}) does not read "
+                f"it; it is for {', '.join(sources)}"
+            )
+
+
+def _refuse_other_root(given: str | None, path: Path, root: Path) -> None:
+    """Raises `ConfigError` for a path that is not there below `root` but is from where the command was typed."""
+    if given and not path.exists() and (here := Path(given).absolute()).exists():
+        raise ConfigError(
+            f"dataset.path={given}: relative paths start at data.root, and {root} has none of this name; type "
+            f"dataset.path={here}, or data.root=."
+        )
 
 
 def require_path(spec: DataSpec) -> None:

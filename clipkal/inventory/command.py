@@ -288,7 +288,9 @@ def preview(options: argparse.Namespace) -> None:
 
     out = options.out or Path(f"{options.name}-preview.png")
     form = picture_format("--out", out)
-    sheet, broken = contact_sheet(draw(_composed(options), config_dir=options.config_dir), options.classes)
+    cfg = _composed(options)
+    cfg.fewshot.short_class = "keep"  # there is something to see of classes that are too small for a run
+    sheet, broken = contact_sheet(draw(cfg, config_dir=options.config_dir), options.classes)
     with files.atomic_path(out) as temporary:
         sheet.save(temporary, form)
     for line in broken:

@@ -25,7 +25,9 @@ from clipkal.tracking.marker import read_marker
 from clipkal.tracking.reported import reported
 
 MOST = 40
-"""Rows and failures that are shown; clipkal-report has all."""
+"""Rows, and reasons of failures, that are shown; clipkal-report has all rows."""
+FEW = 6
+"""Jobs that are named for each reason."""
 HEADER = ("run", "seeds", "ID acc", "NLL", "ECE", "OOD acc", "NLL", "ECE", "AUROC")
 FIGURES = ("accuracy", "nll", "ece")
 SEED = re.compile(r"\+?seed=")
@@ -79,15 +81,27 @@ def summary(noted: Sequence[dict[str, Any]]) -> Iterator[str]:
         yield from _aligned([HEADER, *_rows(done)])
     count = jobs.total or jobs.ended + len(jobs.running)
     yield f"\n{count} job{'s' * (count != 1)}: {jobs.said('stopped')}"
-    for job, reason in jobs.failures[:MOST]:
-        yield f"  failed: {jobs.short(job)}\n          {reason}"
-    yield from _more(len(jobs.failures), "failures")
+    yield from _failures(jobs)
     if jobs.counts["done"] < count:
         yield "  the same command runs again what is not done"
     if done:
         yield _disk([Path(one["path"]) for one in done])
         folders = dict.fromkeys(one["out"] for one in done)
         yield f"next: clipkal-report {' '.join(map(shlex.quote, folders))}"
+
+
+def _failures(jobs: Jobs) -> Iterator[str]:
+    """Every reason once, and which jobs failed for it."""
+    failed: dict[str, list[str]] = {}
+    for job, reason in jobs.failures:
+        failed.setdefault(reason, []).append(jobs.short(job))
+    for reason, names in list(failed.items())[:MOST]:
+        yield f"  {len(names)} failed: {reason}"
+        yield from (f"    {name}" for name in names[:FEW])
+        if (more := len(names) - FEW) > 0:
+            yield f"    … and {more} more"
+    if (more := len(failed) - MOST) > 0:
+        yield f"  … and {more} more reasons"
 
 
 def _disk(paths: list[Path]) -> str:
@@ -172,8 +186,3 @@ def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
     for first, *rest in rows:
         cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         yield "  ".join([first.ljust(widths[0]), *cells]).rstrip()
-
-
-def _more(count: int, what: str) -> Iterator[str]:
-    if count > MOST:
-        yield f"  … and {count - MOST} more {what}"

@@ -107,6 +107,43 @@ def test_folders_called_by_numbers_are_warned_of(config, make_tree, tmp_path, ca
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    ("source", "setting", "said"),
+    [
+        (
+            "digits",
+            {"path": "scans"},
+            "dataset.path='scans'.*source digits.* does not read it; it is for folder, table",
+        ),
+        ("folder", {"columns": {"label": "kind"}}, "dataset.columns=.* it is for table, huggingface"),
+        ("folder", {"repository": "org/name"}, "dataset.repository=.* it is for huggingface"),
+        ("coop", {"id_domain": "photo"}, "dataset.id_domain='photo'"),
+    ],
+)
+def test_a_setting_that_a_source_would_pass_over_is_refused(config, tmp_path, source, setting, said):
+    with pytest.raises(ConfigError, match=said):
+        load_dataset(config(source, **setting), tmp_path)
+
+
+def test_the_domain_that_is_learnt_from_is_no_ood_set(config, make_tree, tmp_path):
+    """A sweep over dataset.id_domain may list all domains in dataset.ood."""
+    images = {f"{domain}/{name}": 4 for domain in ("photo", "sketch", "art") for name in ("a", "b")}
+    make_tree(tmp_path / "toy", images)
+    for domain, others in (("photo", ["sketch"]), ("sketch", ["photo"])):
+        dataset = load_dataset(config("folder", id_domain=domain, ood=["photo", "sketch"]), tmp_path)
+        assert list(dataset.ood) == others
+
+
+def test_a_path_from_where_the_command_is_typed_is_told_how_to_be_found(
+    config, make_tree, tmp_path, monkeypatch
+):
+    make_tree(tmp_path / "here" / "photos", {"train/a": 2, "train/b": 2, "test/a": 1, "test/b": 1})
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ConfigError, match=f"type dataset.path={tmp_path}/here/photos, or data.root=."):
+        load_dataset(config("folder", path="photos"), tmp_path / "data")
+    assert len(load_dataset(config("folder", path="photos"), ".").train) > 0
+
+
 def test_importing_the_room_is_cheap():
     """What is heavy, the world among it, is imported where it is used."""
     heavy = {"sklearn", "scipy", "torchvision", "matplotlib", "open_clip", "pandas"}
