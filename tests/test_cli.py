@@ -83,6 +83,8 @@ UNKNOWN = [
     ("+foo=bar", "unknown setting 'foo'"),
     ("+fewshot.shotz=3", "did you mean 'fewshot.shots'?"),
     ("++fewshot.shotz=3", "did you mean 'fewshot.shots'?"),
+    ("hydra.foo=1", "unknown setting 'hydra.foo'; clipkal --cfg hydra shows those of Hydra"),
+    ("hydra.sweeper.params.seed=1,2", "is typed as it is, with -m: clipkal -m seed=1,2"),
     ("shots=4", "did you mean 'fewshot.shots'?"),
     ("sead=4", "did you mean 'seed'?"),
     ("fewshot=4", "fewshot is a group of settings; clipkal --help fewshot lists them"),
@@ -211,6 +213,23 @@ def test_what_is_quoted_as_told_means_itself():
 def test_settings_may_stand_on_both_sides_of_a_flag():
     assert prepared(["seed=1", "-m", "method=adamw,sgd"]) == ["-m", "seed=1", "method=adamw,sgd"]
     assert prepared(["a=1", "--config-dir", "mine", "b=2"]) == ["--config-dir", "mine", "a=1", "b=2"]
+
+
+def test_settings_of_swept_options_are_composed_with_each_job():
+    """Hydra would hold optimizer.epochs to the default optimiser, which has no epochs."""
+    words = [
+        "-m",
+        "method=adamw,sgd",
+        "optimizer.epochs=2",
+        "seed=1,2",
+        "fewshot.shots=4",
+        "optimizer.lr=0.1,0.2",
+    ]
+    left = ["optimizer.epochs=choice(2)", "seed=1,2", "fewshot.shots=4", "optimizer.lr=0.1,0.2"]
+    assert prepared(words) == [*words[:2], *left]
+    assert prepared(["-m", "method=adamw", *words[2:]]) == ["-m", "method=adamw", *words[2:]]
+    betas = "optimizer.betas=[0.9, 0.99]"
+    assert prepared(["-m", "optimizer=adamw,reng", betas])[-1] == "optimizer.betas=choice([0.9, 0.99])"
 
 
 def test_verbose_is_the_debug_level_of_our_own_logger():

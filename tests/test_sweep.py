@@ -256,6 +256,15 @@ def test_after_a_failed_job_the_others_go_on_or_are_not_begun(
     assert NOTES not in os.environ
 
 
+def test_a_sweep_over_methods_may_set_what_the_default_method_has_not(tmp_path, monkeypatch, capsys):
+    words = ["method=sgd,kalman_online", "optimizer.epochs=1", "optimizer.batch_size=20", "dataset.ood=[]"]
+    command(monkeypatch, "-m", *QUICK[:3], "data.progress=false", *words, f"output_dir={tmp_path}")
+    names = [path.parent.name for path in tmp_path.rglob("finished.json")]
+    assert len(names) == 2
+    assert all("optimizer.batch_size-20--optimizer.epochs-1" in name for name in names)
+    assert "2 jobs: 2 done" in capsys.readouterr().out
+
+
 # -- sweepers that choose --
 
 TUNE = [

@@ -48,7 +48,8 @@ def prepared(arguments: Sequence[str]) -> list[str]:
     many = found.multirun or any(word.startswith(ALREADY) for word in settings)
     for word in settings:
         _check(word, many)
-    return [*flags, *map(renamed, settings), *([VERBOSE] if found.verbose else [])]
+    settings = [renamed(word) for word in settings]
+    return [*flags, *_left_to_jobs(settings), *([VERBOSE] if found.verbose else [])]
 
 
 def asked_for_help(arguments: Sequence[str]) -> list[str] | None:
@@ -89,6 +90,11 @@ def _check(word: str, many: bool) -> None:
         )
     if word.startswith("~") and not name.startswith(OPEN):
         raise ConfigError(f"{word}: a run needs this setting; leave the argument out to keep its default")
+    if name.startswith("hydra.sweeper.params."):
+        typed = f"{name.removeprefix('hydra.sweeper.params.')}={value}"
+        raise ConfigError(
+            f"{key}: what a sweep varies is typed as it is, with -m: clipkal -m {shlex.quote(typed)}"
+        )
     if word.startswith("+") and name.startswith("dataset.shifts."):
         raise ConfigError(f"{key}: {NEW_SHIFT}")
     try:
@@ -102,6 +108,24 @@ def _check(word: str, many: bool) -> None:
     if override.is_sweep_override() and not many:
         one = "" if "(" in value else f"; to mean one value with a comma, {_quoted(key, value)}"
         raise ConfigError(f"{word} asks for several runs: add -m, as in clipkal -m {shlex.quote(word)}{one}")
+
+
+def _left_to_jobs(settings: list[str]) -> list[str]:
+    """Settings of options that are swept, such as `optimizer.epochs=2` beside `method=adamw,kfac`, as sweeps of one value.
+
+    Hydra composes them with each job then, and not with the default option as well, which may not have them.
+    """
+    found = {word: OverridesParser.create().parse_override(word) for word in settings}
+    swept = {one.key_or_group for one in found.values() if one.is_choice_sweep()}
+    groups = swept.intersection(GROUPS) | (
+        {"adapter", "optimizer", "predictive"} if "method" in swept else set()
+    )
+    left = []
+    for word, one in found.items():
+        key, _, value = word.partition("=")
+        of_option = key.partition(".")[0] in groups and "." in key
+        left.append(f"{key}=choice({value})" if of_option and value and not one.is_sweep_override() else word)
+    return left
 
 
 def _twice(values: list[str]) -> str | None:

@@ -107,6 +107,8 @@ def no_such_setting(name: str, kind: type | None) -> str:
     own = [one.name for one in fields(kind)] if is_dataclass(kind) else []
     if name in KINDS:
         return PART.format(name)
+    if name.startswith("hydra."):
+        return f"unknown setting '{name}'; clipkal --cfg hydra shows those of Hydra"
     if new := KEYS.get(name):
         return f"unknown setting '{name}': it is called {new} now"
     if prefix and (close := difflib.get_close_matches(last, own, n=1, cutoff=0.6)):

@@ -18,6 +18,7 @@ from typing import Any
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
@@ -52,11 +53,17 @@ def planned(config: DictConfig) -> tuple[int | None, list[str]]:
     words = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     with suppress(HydraException):  # Hydra itself will say what is wrong
         overrides = OverridesParser.create().parse_overrides([*words, *config.hydra.overrides.task])
-        keys = [one.get_key_element() for one in overrides if one.is_sweep_override()]
+        keys = [one.get_key_element() for one in overrides if _varies(one)]
         if sweeper._target_.endswith(".BasicSweeper"):
             count = len(BasicSweeper.split_arguments(overrides, None)[0])
         return count or sweeper.get("n_trials"), keys
     return None, []
+
+
+def _varies(override: Override) -> bool:
+    """Whether it has more than one value: settings of an option that is swept come as a sweep of one."""
+    values = override.value()
+    return override.is_sweep_override() and not (isinstance(values, ChoiceSweep) and len(values.list) == 1)
 
 
 class Reader:
