@@ -151,8 +151,19 @@ def _get(cfg: Any, key: str) -> Any:
     return getattr(cfg, key, None)
 
 
-def require_path(spec: DataSpec) -> None:
-    """Raises `ConfigError` where the data are somebody's own and `dataset.path` does not say where they are."""
+def require_path(spec: DataSpec, root: str | Path) -> None:
+    """Raises `ConfigError` where the data are somebody's own and `dataset.path` does not say where they are.
+
+    Relative paths start at `root`; one that is there from where the command was typed, and not from `root`, is told.
+    """
+    start = _place("data.root", root, Path()).absolute()
+    for place in [*([spec.path] if spec.placed else []), *spec.elsewhere.values()]:
+        typed = place.relative_to(start) if place.is_relative_to(start) else place
+        if not place.exists() and typed.exists():
+            raise ConfigError(
+                f"{place}: no such file or folder: relative paths of a dataset start at data.root={root}; for the one in the "
+                f"current folder give {typed.absolute()}"
+            )
     if not spec.placed and spec.source in PLACED and not spec.path.exists():
         raise ConfigError(
             f"dataset.path is not set, and {spec.path} is not there; check dataset.path, the place of "

@@ -116,3 +116,15 @@ def test_importing_the_room_is_cheap():
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not {n.split(".")[0] for n in names} & heavy, file
             assert not any(n.startswith("clipkal.data.world") for n in names), file
+
+
+@pytest.mark.parametrize("fields", [{"path": "birds"}, {"path": "there", "ood": ["far/birds"]}])
+def test_a_path_that_is_there_from_the_current_folder_only_is_told(config, tmp_path, monkeypatch, fields):
+    """Relative paths start at data.root; who types one from where he stands learns which to type."""
+    (tmp_path / "birds").mkdir()
+    (tmp_path / "far/birds").mkdir(parents=True)
+    (tmp_path / "data/there/crow").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    typed = fields.get("ood", [fields["path"]])[0]
+    with pytest.raises(ConfigError, match=rf"start at data.root=data; .* give {tmp_path}/{typed}$"):
+        load_dataset(config("folder", **fields), "data")
