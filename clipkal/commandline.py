@@ -41,7 +41,7 @@ def status_of(
 ) -> int:
     """The exit status that `work` returns, None being 0; or 2 after one line on bad input, 130 where it was stopped."""
     if sys.stdout is None:  # closed by who started the command
-        sys.stdout = Path(os.devnull).open("w")
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (for the life of the process)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter shows a "?" for it
     try:
