@@ -40,6 +40,8 @@ def status_of(
     name: str, work: Callable[[argparse.Namespace], int | None], options: argparse.Namespace
 ) -> int:
     """The exit status that `work` returns, None being 0; or 2 after one line on bad input, 130 where it was stopped."""
+    if sys.stdout is None:  # closed by who started the command
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 (for the life of the process)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter shows a "?" for it
     try:
@@ -71,9 +73,17 @@ def complain(name: str, text: str) -> None:
     print(f"{name}: {printable(text)}", file=sys.stderr)
 
 
+class _Console(Console):
+    """Falls silent, where rich would end the command, when the reader of a pipe has seen enough: files are still to be written."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def console(**how: Any) -> Console:
     """Where tables go: as wide as the terminal, or 160 columns."""
-    found = Console(**how)
+    found = _Console(**how)
     if not found.is_terminal:
         found.width = 160
     return found

@@ -34,7 +34,7 @@ def load_dataset(cfg: Any, root: str | Path) -> Dataset:
         ConfigError: a setting contradicts itself, or the source has only numbers for its classes.
     """
     spec = read_spec(cfg, root)
-    require_path(spec)
+    require_path(spec, root)
     dataset: Dataset = importlib.import_module(f"clipkal.data.{spec.source}").load(spec)
     if spec.class_names is None and dataset.text_features is None:
         _ask_for_names(spec, dataset.class_names)

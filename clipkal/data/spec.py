@@ -135,7 +135,6 @@ def read_spec(cfg: Any, root: str | Path) -> DataSpec:
     _refuse_unread(cfg, str(source))
     root = _place("data.root", root, Path()).absolute()
     path = _place("dataset.path", _get(cfg, "path") or str(name), root)
-    _refuse_other_root(_get(cfg, "path"), path, root)
     tree = path if source == "folder" else None
     domains, shifts, corruptions, order = _read_ood(_get(cfg, "ood"), _get(cfg, "shifts"), root, tree)
     if (own := _get(cfg, "id_domain")) in (domains or ()):  # as in a sweep over dataset.id_domain
@@ -180,17 +179,19 @@ def _refuse_unread(cfg: Any, source: str) -> None:
             )
 
 
-def _refuse_other_root(given: str | None, path: Path, root: Path) -> None:
-    """Raises `ConfigError` for a path that is not there below `root` but is from where the command was typed."""
-    if given and not path.exists() and (here := Path(given).absolute()).exists():
-        raise ConfigError(
-            f"dataset.path={given}: relative paths start at data.root, and {root} has none of this name; type "
-            f"dataset.path={here}, or data.root=."
-        )
+def require_path(spec: DataSpec, root: str | Path) -> None:
+    """Raises `ConfigError` where the data are somebody's own and `dataset.path` does not say where they are.
 
-
-def require_path(spec: DataSpec) -> None:
-    """Raises `ConfigError` where the data are somebody's own and `dataset.path` does not say where they are."""
+    Relative paths start at `root`; one that is there from where the command was typed, and not from `root`, is told.
+    """
+    start = _place("data.root", root, Path()).absolute()
+    for place in [*([spec.path] if spec.placed else []), *spec.elsewhere.values()]:
+        typed = place.relative_to(start) if place.is_relative_to(start) else place
+        if not place.exists() and typed.exists():
+            raise ConfigError(
+                f"{place}: no such file or folder: relative paths of a dataset start at data.root={root}; for the one in the "
+                f"current folder give {typed.absolute()}"
+            )
     if not spec.placed and spec.source in PLACED and not spec.path.exists():
         raise ConfigError(
             f"dataset.path is not set, and {spec.path} is not there; check dataset.path, the place of "

@@ -213,7 +213,7 @@ def write_evaluation(run: Run, found: AddedSets, settings: Sequence[str], name: 
     content = {"schema_version": SCHEMA_VERSION, **about, "settings": list(settings), "dataset": found.record}
     content |= found.evaluation.to_dict() | {"skipped": found.skipped, "environment": environment()}
     widest = max(len(one.classes) for one in found.evaluation.sets.values())
-    with writing(folder):
+    with writing(folder, "move the run to another disk"):
         from pyarrow import parquet
 
         table = predictions.table(found.evaluation, widest <= MOST_CLASSES)

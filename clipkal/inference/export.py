@@ -63,7 +63,7 @@ def export(options: argparse.Namespace) -> int:
 
     run = load_run(options.run, "cpu", options.weights, "fp32")
     quiet(run.cfg.threads)
-    with writing(out):
+    with writing(out, "write to another folder"):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name[:40]}.", dir=out.parent) as temporary:
             made = Path(temporary) / "export"

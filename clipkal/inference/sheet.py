@@ -77,5 +77,5 @@ def _draw(sheet: Image.Image, pen: ImageDraw.ImageDraw, corner: tuple[int, int],
 
 def save(sheet: Image.Image, path: Path) -> None:
     """Writes the sheet, whole or not at all."""
-    with writing(path), files.atomic_path(path) as temporary:
+    with writing(path, "write to another folder"), files.atomic_path(path) as temporary:
         sheet.save(temporary, picture_format("--sheet", path))

@@ -54,7 +54,7 @@ def writer(out: Path | None) -> Iterator[Writer]:
         ".parquet": _Parquet,
     }
     stopped: KeyboardInterrupt | None = None
-    with writing(out), files.atomic_path(out) as temporary:
+    with writing(out, "write to another folder"), files.atomic_path(out) as temporary:
         made = kinds[out.suffix.lower()](temporary)
         try:
             with _ended(made):

@@ -1,7 +1,6 @@
 """`clipkal-report`: many finished runs, one table."""
 
 import argparse
-import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,8 @@ from rich.console import Console
 from rich.text import Text
 
 from clipkal import __version__, files
-from clipkal.errors import ClipkalError, DataError
+from clipkal.commandline import console, status_of
+from clipkal.errors import DataError
 from clipkal.report.against import Baseline, Comparison, baseline_of, comparisons
 from clipkal.report.aggregate import Row, aggregate, shots_rank
 from clipkal.report.averages import averages
@@ -25,7 +25,7 @@ from clipkal.report.section import sections
 from clipkal.report.table import Section, families
 from clipkal.report.terminal import rich_table
 from clipkal.report.tidy import means_csv, paired_csv, seeds_csv
-from clipkal.tracking.writing import printable
+from clipkal.tracking.writing import printable, writing
 
 LONGEST = 60  # letters of a name in the name of a figure, which has two of them and at most 255 bytes
 MOST_NAMED = 10
@@ -75,14 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", action="store_true", help="print one table per metric, with every OOD set")
     parser.add_argument("--no-figures", action="store_true", help="tables only: faster")
     options = parser.parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a letter shows a "?" for it
-    try:
-        typed = shlex.join(["clipkal-report", *(sys.argv[1:] if arguments is None else arguments)])
+    typed = shlex.join(["clipkal-report", *(sys.argv[1:] if arguments is None else arguments)])
+
+    def work(options: argparse.Namespace) -> None:
         report(options.paths, options.out, not options.no_figures, options.sets, options.baseline, typed)
-    except (ClipkalError, OSError) as error:
-        print(f"clipkal-report: {error}", file=sys.stderr)
-        sys.exit(2)
+
+    if status := status_of(parser.prog, work, options):
+        sys.exit(status)
 
 
 def report(
@@ -97,7 +96,7 @@ def report(
 
     Raises:
         DataError: as `collect`, or there is no such baseline.
-        OSError: the report cannot be written.
+        ClipkalError: the report cannot be written.
     """
     found = collect(paths)
     for line in found.damaged:
@@ -109,17 +108,16 @@ def report(
     parts = sections(rows, found.runs, base, compared)
     if not parts:
         raise DataError(f"the {len(found.runs)} runs under {', '.join(map(str, paths))} hold no metrics")
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    _print(console, parts, sets)
+    screen = console()
+    _print(screen, parts, sets)
     target = out or paths[0] / "report"
-    written = _write_tables(target, runs, parts, compared)
-    if figures:
-        about = _about(found, paths, base, command)
-        with console.status("drawing the figures"):
-            written = [*_write_page(target, found, rows, parts, about), *written]
-    _say(console, found, runs, written)
+    with writing(target, "give another folder with --out"):
+        written = _write_tables(target, runs, parts, compared)
+        if figures:
+            about = _about(found, paths, base, command)
+            with screen.status("drawing the figures"):
+                written = [*_write_page(target, found, rows, parts, about), *written]
+    _say(screen, found, runs, written)
     return written
 
 

@@ -18,15 +18,16 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Turns a full disk, a read-only folder and their like into one ClipkalError that names the path."""
+def writing(path: str | Path, else_: str = "set output_dir=… to another folder") -> Iterator[None]:
+    """Turns a full disk, a read-only folder and their like into one ClipkalError that names the path.
+
+    `else_` is what to do where no space can be freed.
+    """
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        raise ClipkalError(
-            f"{path}: cannot be written ({reason}); free space there or set output_dir=… to another folder"
-        ) from error
+        raise ClipkalError(f"{path}: cannot be written ({reason}); free space there or {else_}") from error
 
 
 def render(figure: "Figure", target: Path | IO[bytes], dpi: int, **how: Any) -> None:

@@ -134,16 +134,6 @@ def test_the_domain_that_is_learnt_from_is_no_ood_set(config, make_tree, tmp_pat
         assert list(dataset.ood) == others
 
 
-def test_a_path_from_where_the_command_is_typed_is_told_how_to_be_found(
-    config, make_tree, tmp_path, monkeypatch
-):
-    make_tree(tmp_path / "here" / "photos", {"train/a": 2, "train/b": 2, "test/a": 1, "test/b": 1})
-    monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(ConfigError, match=f"type dataset.path={tmp_path}/here/photos, or data.root=."):
-        load_dataset(config("folder", path="photos"), tmp_path / "data")
-    assert len(load_dataset(config("folder", path="photos"), ".").train) > 0
-
-
 def test_importing_the_room_is_cheap():
     """What is heavy, the world among it, is imported where it is used."""
     heavy = {"sklearn", "scipy", "torchvision", "matplotlib", "open_clip", "pandas"}
@@ -153,3 +143,15 @@ def test_importing_the_room_is_cheap():
             names += [node.module] if isinstance(node, ast.ImportFrom) else []
             assert not {n.split(".")[0] for n in names} & heavy, file
             assert not any(n.startswith("clipkal.data.world") for n in names), file
+
+
+@pytest.mark.parametrize("fields", [{"path": "birds"}, {"path": "there", "ood": ["far/birds"]}])
+def test_a_path_that_is_there_from_the_current_folder_only_is_told(config, tmp_path, monkeypatch, fields):
+    """Relative paths start at data.root; who types one from where he stands learns which to type."""
+    (tmp_path / "birds").mkdir()
+    (tmp_path / "far/birds").mkdir(parents=True)
+    (tmp_path / "data/there/crow").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    typed = fields.get("ood", [fields["path"]])[0]
+    with pytest.raises(ConfigError, match=rf"start at data.root=data; .* give {tmp_path}/{typed}$"):
+        load_dataset(config("folder", **fields), "data")

@@ -1,5 +1,6 @@
 """`clipkal-report` from the outside: what it prints, writes and refuses."""
 
+import argparse
 import html
 import os
 import re
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 from synthetic_runs import write_run
 
+from clipkal.commandline import status_of
 from clipkal.report.command import main
 from clipkal.report.table import LEGEND
 
@@ -162,3 +164,33 @@ def test_names_from_runs_are_escaped(tmp_path: Path, capsys) -> None:
     assert "a[red]b&<i>" in capsys.readouterr().out
     page = (tmp_path / "report" / "index.html").read_text()
     assert "a[red]b&amp;&lt;i&gt;" in page and "<i>" not in page
+
+
+def test_a_reader_that_has_seen_enough_does_not_lose_the_report(tmp_path: Path) -> None:
+    """As `clipkal-report outputs | head -1`: what was asked for is written all the same."""
+    write_run(tmp_path, n=20)
+    words = [sys.executable, "-m", "clipkal.report.command", str(tmp_path), "--no-figures", "--sets"]
+    reader, write = os.pipe()
+    os.close(reader)
+    found = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert (tmp_path / "report" / "paired.csv").exists()
+
+
+def test_a_full_disk_is_told_with_the_place_and_the_way_out(tmp_path: Path, capsys, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_run(tmp_path, n=20)
+    monkeypatch.setattr("clipkal.files.write_text", full)
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--no-figures"])
+    said = f"{tmp_path}/report: cannot be written (No space left on device); free space there or give another folder with --out"
+    assert capsys.readouterr().err == f"clipkal-report: {said}\n"
+
+
+def test_a_closed_output_is_no_traceback(monkeypatch) -> None:
+    """Schedulers and `>&-` start a command without one: Python's sys.stdout is then None."""
+    monkeypatch.setattr(sys, "stdout", None)
+    assert status_of("clipkal-report", lambda _: sys.stdout.write("a table") * 0, argparse.Namespace()) == 0
