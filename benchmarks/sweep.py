@@ -88,7 +88,11 @@ def main() -> None:
         if ran.returncode:
             raise SystemExit(ran.stdout + ran.stderr)
         noted = [json.loads(line) for line in (folder / "meter").read_text().splitlines()]
-        size = sum(path.stat().st_size for path in (folder / "runs").rglob("*") if path.is_file())
+        size = sum(
+            path.stat().st_size
+            for path in (folder / "runs").rglob("*")
+            if path.is_file() and not path.is_symlink()
+        )
     start, checked, *noted = noted
     counted = len(noted) - FIRST
     each = {

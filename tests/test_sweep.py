@@ -209,6 +209,15 @@ def test_the_summary_has_means_over_seeds_and_ood_sets_of_the_reported_predictiv
     assert rest[-1] == f"next: clipkal-report {tmp_path}"
 
 
+def test_a_file_that_several_runs_link_to_is_not_counted_for_each(tmp_path):
+    (tmp_path / "service.log").write_bytes(bytes(1_000_000))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_bytes(bytes(2000))
+        (tmp_path / name / "service.log").symlink_to(tmp_path / "service.log")
+    assert sweep_summary._disk([tmp_path / "one", tmp_path / "two"]) == "disk: 2 kB a job (results.json 2 kB)"
+
+
 def test_seeds_are_one_row_where_their_names_end_in_digests_too(tmp_path):
     noted = []
     for seed, digest in ((1, "0a1b2c3d"), (2, "4e5f6a7b")):

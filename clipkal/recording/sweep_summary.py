@@ -109,7 +109,9 @@ def _disk(paths: list[Path]) -> str:
     some = paths[:: -(-len(paths) // MOST)]
     sizes: dict[str, float] = defaultdict(float)
     for path in some:
-        for file in filter(Path.is_file, path.rglob("*")):
+        for file in path.rglob("*"):
+            if file.is_symlink() or not file.is_file():
+                continue  # W&B links every run to the one log of its service
             sizes[file.relative_to(path).parts[0]] += file.stat().st_size / len(some)
     largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
     most = ", ".join(f"{name} {_size(sizes[name])}" for name in largest)
