@@ -325,7 +325,7 @@ def test_evaluating_the_runs_own_ood_set_gives_the_runs_own_numbers(finished, tm
 
 
 def test_without_the_runs_own_images_detection_compares_with_its_stored_predictions(
-    finished, images, tmp_path, caplog
+    finished, images, tmp_path, caplog, capsys
 ):
     path = shutil.copytree(finished("method=kalman", "predictive=sampled"), tmp_path / "run")
     words = [
@@ -337,8 +337,14 @@ def test_without_the_runs_own_images_detection_compares_with_its_stored_predicti
     images.rename(moved)
     try:
         assert typed(evaluate, path, *words, "--name", "other") == 0
+        assert typed(evaluate, path, f"dataset.ood=[new:{tmp_path}/other]") == 2
     finally:
         moved.rename(images)
+    assert "put it back, or name the new images alone" in capsys.readouterr().err
+    assert re.search(
+        r"other: its \d+ test images are evaluated, and its \d+ train and validation images are not",
+        caplog.text,
+    )
     assert "the run's own images are not at hand" in caplog.text
     found, there = json.loads((path / "evaluations" / "other.json").read_text()), results(path)
     for score in ("msp", "entropy", "mutual_information", "plugin_msp"):
