@@ -18,7 +18,8 @@ from clipkal.data.drawing import draw, others
 from clipkal.data.images import told_by_contents
 from clipkal.data.loading import load_dataset
 from clipkal.data.names import folded, shortened
-from clipkal.data.sets import AnySet, FeatureSet
+from clipkal.data.sets import AnySet, Dataset, FeatureSet
+from clipkal.data.spec import read_spec
 from clipkal.data.task import FewShotTask, draw_task
 from clipkal.errors import ClipkalError, ConfigError, DataError
 from clipkal.evaluation import Evaluation, SetEvaluation, detection_table, evaluate
@@ -117,7 +118,7 @@ def _sets(run: Run, cfg: DictConfig, config_dir: Path | None) -> FewShotTask:
     """
     own = same_images(cfg, run.record.cfg)
     with told_by_contents(cfg.data.verify):
-        dataset = load_dataset(cfg.dataset, cfg.data.root)
+        dataset = _loaded(cfg, own)
         subset = cfg.fewshot.subset if own else "all"
         task = draw_task(dataset, "all", cfg.seed, subset=subset, others=others(cfg, config_dir))
     ood, spaces, transfer = dict(task.ood), dict(task.label_spaces), task.transfer
@@ -141,6 +142,31 @@ def _sets(run: Run, cfg: DictConfig, config_dir: Path | None) -> FewShotTask:
         label_spaces={name: sorted(place[label] for label in space) for name, space in spaces.items()},
         transfer=transfer,
     )
+
+
+def _loaded(cfg: DictConfig, own: bool) -> Dataset:
+    """The dataset; what of another one is not evaluated is told, and where to go on without the run's own one."""
+    spec = read_spec(cfg.dataset, cfg.data.root)
+    try:
+        dataset = load_dataset(cfg.dataset, cfg.data.root)
+    except DataError as error:
+        if not own or spec.path.exists():
+            raise
+        raise DataError(
+            f"{error}; dataset.ood adds sets to the run's own dataset, which must be there: put it back, or name the new "
+            "images alone: dataset=folder dataset.name=NAME dataset.path=…"
+        ) from error
+    parts = [len(one) for one in (dataset.train, dataset.val) if one is not None]
+    if not own and any(parts):
+        whole = f"; 'dataset.ood=[{dataset.name}:{spec.path}]' takes all of a folder without splits"
+        log.warning(
+            "%s: its %s test images are evaluated, and its %s train and validation images are not%s",
+            dataset.name,
+            f"{len(dataset.test):,}",
+            f"{sum(parts):,}",
+            whole if spec.source == "folder" else "",
+        )
+    return dataset
 
 
 def _places(task: FewShotTask, classes: Sequence[str]) -> dict[int, int]:

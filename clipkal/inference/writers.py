@@ -102,13 +102,15 @@ class _Terminal:
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in self.names:
             text = name == "image" or name.startswith(("class", "set"))
-            table.add_column(
-                name, justify="left" if text else "right", overflow="fold" if text else "ellipsis"
+            how: dict[str, Any] = (
+                {"overflow": "fold"} if text else {"justify": "right", "min_width": len("0.123")}
             )
+            table.add_column(name, **how)
         for row in self.rows:
             style = "dim" if "accepted" in self.names and not row[self.names.index("accepted")] else ""
             table.add_row(*(Text(_cell(value), style) for value in row))
-        self.terminal.print(table)
+        least = sum(column.min_width or 8 for column in table.columns) + 2 * len(table.columns)
+        self.terminal.print(table, width=max(self.terminal.width, least), crop=False)
         if self.count > len(self.rows):
             say(
                 self.terminal,

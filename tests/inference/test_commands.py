@@ -1,5 +1,6 @@
 """`clipkal-predict`, `clipkal-export`, `clipkal-evaluate` and `clipkal-doctor` as a user types them."""
 
+import io
 import json
 import re
 import shutil
@@ -12,13 +13,14 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 from whole_runs import from_here
 
 import clipkal
 from clipkal.data.drawing import draw
 from clipkal.inference import doctor, evaluate, export, predict
-from clipkal.inference.writers import writer
+from clipkal.inference.writers import _Terminal, writer
 from clipkal.report.aggregate import aggregate
 from clipkal.report.collect import collect
 
@@ -325,7 +327,7 @@ def test_evaluating_the_runs_own_ood_set_gives_the_runs_own_numbers(finished, tm
 
 
 def test_without_the_runs_own_images_detection_compares_with_its_stored_predictions(
-    finished, images, tmp_path, caplog
+    finished, images, tmp_path, caplog, capsys
 ):
     path = shutil.copytree(finished("method=kalman", "predictive=sampled"), tmp_path / "run")
     words = [
@@ -337,8 +339,14 @@ def test_without_the_runs_own_images_detection_compares_with_its_stored_predicti
     images.rename(moved)
     try:
         assert typed(evaluate, path, *words, "--name", "other") == 0
+        assert typed(evaluate, path, f"dataset.ood=[new:{tmp_path}/other]") == 2
     finally:
         moved.rename(images)
+    assert "put it back, or name the new images alone" in capsys.readouterr().err
+    assert re.search(
+        r"other: its \d+ test images are evaluated, and its \d+ train and validation images are not",
+        caplog.text,
+    )
     assert "the run's own images are not at hand" in caplog.text
     found, there = json.loads((path / "evaluations" / "other.json").read_text()), results(path)
     for score in ("msp", "entropy", "mutual_information", "plugin_msp"):
@@ -484,3 +492,15 @@ def test_real_images_from_end_to_end(shared_data, tmp_path):
     assert typed(evaluate, path, "dataset.ood=[webcam]", "--name", "webcam") == 0
     assert json.loads((path / "evaluations" / "webcam.json").read_text())["sets"]["webcam"]["role"] == "ood"
     assert typed(export, path, tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize("width", [30, 40, 56, 80])
+def test_a_narrow_terminal_shows_numbers_whole(width):
+    """The names give way, and then the lines: a probability of "0.8…" says nothing."""
+    screen = io.StringIO()
+    table = _Terminal(Console(file=screen, width=width))
+    numbers = {name: [0.123] for name in ("confidence", "entropy", "aleatoric", "epistemic", "novelty")}
+    table.write({"image": ["photos of last summer/img.jpg"], "class": ["a crow in winter"]} | numbers)
+    table.close()
+    assert screen.getvalue().count("0.123") == len(numbers)
+    assert max(map(len, screen.getvalue().splitlines())) <= max(width, 65)

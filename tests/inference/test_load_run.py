@@ -139,8 +139,9 @@ def test_it_abstains_on_the_share_of_its_own_test_images(finished):
         found = run.predict(images, reject=share)
         assert (~found.accepted).sum() == round(share * len(found))
         assert found.entropy[found.accepted].max() <= run.threshold(share)
-    with pytest.raises(ConfigError, match=r"reject=1\.0: give the share"):
-        run.threshold(1.0)
+    for wrong in (1.0, float("nan"), "0.1"):
+        with pytest.raises(ConfigError, match=rf"reject={wrong}: give the share"):
+            run.threshold(wrong)
     with pytest.raises(ConfigError, match=r"predictive=probit: the run .* has plugin, sampled"):
         run.predict(images, "probit")
 
