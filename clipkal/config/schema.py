@@ -299,6 +299,6 @@ class Config:
     # what stays on disk beside the figures: the model and every image's predictions, one of them, or neither (results)
     keep: Literal["all", "predictions", "model", "results"] = "all"
     checkpoint_every: Annotated[Finite, Field(ge=0)] = 30.0  # seconds between training checkpoints
-    # passes over the shots between looks at the validation images, for the curves: 0.1 = ten points a pass, 1 = after each alone
+    # passes between two looks at the validation images: 0.1 = ten a pass, for the curves; what is kept is chosen after whole passes
     validate_every: PartOfPass = 1.0
     sweep: SweepConfig = field(default_factory=SweepConfig)
