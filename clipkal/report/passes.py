@@ -142,10 +142,14 @@ def _ticks(low: float, high: float) -> list[float]:
 def _learnt(run: Run, problem: Callable[[str], None]) -> Learnt | None:
     path = run.path / METRICS_FILE
     trials = [one.get("rate") for one in run.training.get("trials", [])]
-    rate, images, epoch = (run.training.get("rate"), run.run.get("train_images"), run.training.get("epoch"))
+    rate, epoch, images = (
+        run.training.get("rate"),
+        run.training.get("epoch", math.nan),
+        run.run.get("train_images"),
+    )
     if not path.is_file() or rate not in trials or not is_number(images) or not images:
         return None
-    kept = float(epoch) * int(images) if is_number(epoch) else math.nan
+    kept = epoch * images if is_number(epoch) else math.nan
     try:
         return Learnt(learning_curves(path, trials.index(rate), int(images)), int(images), kept)
     except DataError as error:
