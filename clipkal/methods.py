@@ -64,16 +64,17 @@ def build_predictive(cfg: DictConfig) -> Predictive:
 
 
 def make_plan(cfg: DictConfig, has_validation: bool) -> Plan:
-    """How long to learn and which learning rates to try, from `optimizer`, `seed` and whether there are validation images."""
+    """How long to learn and which learning rates to try, from `optimizer`, `seed`, `validate_every` and the validation images."""
     optimizer, kind = cfg.optimizer, cfg.optimizer._metadata.object_type
     if issubclass(kind, RatesConfig):
-        return _search(optimizer, cfg.seed, has_validation)
+        return _search(optimizer, cfg.seed, cfg.validate_every, has_validation)
     if issubclass(kind, PassesConfig):
-        return Plan(epochs=optimizer.epochs, batch_size=optimizer.batch_size, seed=cfg.seed)
+        passes = {"epochs": optimizer.epochs, "batch_size": optimizer.batch_size}
+        return Plan(**passes, seed=cfg.seed, validate_every=cfg.validate_every)
     return Plan(seed=cfg.seed)
 
 
-def _search(optimizer: DictConfig, seed: int, has_validation: bool) -> Plan:
+def _search(optimizer: DictConfig, seed: int, validate_every: float, has_validation: bool) -> Plan:
     rates = tuple(optimizer.lr_grid) if optimizer.lr == "auto" else (float(optimizer.lr),)
     if not has_validation:
         rates = (optimizer.default_lr,) if optimizer.lr == "auto" else rates
@@ -85,6 +86,7 @@ def _search(optimizer: DictConfig, seed: int, has_validation: bool) -> Plan:
         keep=optimizer.keep if has_validation else "last",
         seed=seed,
         members=optimizer.get("members", 1),
+        validate_every=validate_every,
     )
 
 

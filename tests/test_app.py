@@ -19,6 +19,8 @@ from whole_runs import from_here, results_in
 from clipkal import cli
 from clipkal.app import run
 from clipkal.config import compose
+from clipkal.recording.checkpoint import Checkpoint
+from clipkal.recording.recorder import Recorder
 
 QUICK = ["dataset=digits", *whole_runs.QUICK]
 FILES = {
@@ -196,6 +198,7 @@ def test_an_unreadable_test_image_stops_the_run_or_is_skipped_and_counted(tmp_pa
 
 
 LONG = ["method=adamw", "optimizer.epochs=150", "optimizer.lr_grid=[0.001,0.003]", "optimizer.batch_size=4"]
+LONG += ["validate_every=0.4"]
 
 
 def start(folder, *overrides, new=False):
@@ -238,8 +241,40 @@ def test_a_killed_run_goes_on_and_gives_the_numbers_of_an_uninterrupted_one(tmp_
     (directory, resumed), (other, expected) = results_in(tmp_path / "killed"), uninterrupted
     assert resumed["sets"] == expected["sets"]
     assert resumed["training"]["trials"] == expected["training"]["trials"]
-    pd.testing.assert_frame_equal(pd.read_csv(directory / "metrics.csv"), pd.read_csv(other / "metrics.csv"))
+    curves = [
+        frame[frame.metric != "seconds"].reset_index(drop=True)
+        for frame in (pd.read_csv(one / "metrics.csv") for one in (directory, other))
+    ]
+    pd.testing.assert_frame_equal(*curves)
+    assert set((curves[0].step % 1).round(6)) == {0, 0.4, 0.8}
     assert not list(directory.glob("checkpoint*"))
+
+
+@pytest.mark.parametrize(
+    "saved", [2, 4, 5]
+)  # within the first pass, at its end before it is judged, within the second
+def test_points_logged_after_the_last_checkpoint_are_neither_lost_nor_doubled(tmp_path, monkeypatch, saved):
+    steps, words = (
+        [],
+        ["method=kalman_online", "optimizer.epochs=3", "optimizer.batch_size=5", "validate_every=0.25"],
+    )
+
+    def die_three_steps_after_saving(self, state):
+        steps.append(state)
+        if len(steps) == saved:
+            Checkpoint.save(self.path, state(), self.fingerprint)
+        if len(steps) == saved + 3:
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "after_step", die_three_steps_after_saving)
+        with pytest.raises(MemoryError):
+            execute(tmp_path, *words)
+    directory, _ = execute(tmp_path, *words)
+    table = pd.read_csv(directory / "metrics.csv").query("split == 'trial0'")
+    for metric in ("val_nll", "val_accuracy", "seconds"):
+        assert table[table.metric == metric].step.tolist() == [part / 4 for part in range(13)]
+    assert table[table.metric == "seconds"].value.is_monotonic_increasing
 
 
 def test_a_multirun_does_the_rest_when_one_job_fails(tmp_path, capsys, monkeypatch):

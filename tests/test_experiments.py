@@ -82,6 +82,9 @@ def test_every_method_of_the_grng_and_loko_papers_makes_as_many_passes():
                 epochs,
                 "lora" if name == "loko_online" else "linear",
             )
+            assert cfg.validate_every == (
+                0.05 if name == "loko_online" else 1.0
+            )  # its curve is within its one pass
 
 
 @pytest.mark.parametrize(("method", "predictive"), [("laplace", "sampled"), ("zeroshot", "tempered")])

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from clipkal.adapters import LinearAdapter
 from clipkal.data import FeatureSet
 from clipkal.optim import Ensemble, FirstOrder, OnlineKalman
-from clipkal.training import Plan, train, validation_nll
+from clipkal.training import Plan, train, validation_scores
 
 
 def unit(*shape, seed):
@@ -36,6 +36,10 @@ def adapter_of(task):
 
 def adamw(adapter, rate):
     return FirstOrder(adapter, torch.optim.AdamW([adapter.weight], lr=rate))
+
+
+def validation_nll(adapter, val, draw=0):
+    return validation_scores(adapter, val, draw)["val_nll"]
 
 
 PLAN = Plan(rates=(1e-3, 1e-2, 1e-1), epochs=6, batch_size=8, schedule="cosine", keep="best", seed=3)
@@ -126,17 +130,69 @@ def _saved(state):
     return buffer
 
 
+@pytest.mark.parametrize("plan", [PLAN, replace(PLAN, validate_every=0.1)], ids=["passes", "parts"])
 @pytest.mark.parametrize("step", [1, 3, 7, 18, 19, 30, 54])
-def test_a_run_stopped_at_any_step_and_resumed_gives_the_same_numbers(task, step):
+def test_a_run_stopped_at_any_step_and_resumed_gives_the_same_numbers(task, step, plan):
     whole = adapter_of(task)
-    expected = train(whole, adamw, task, PLAN)
+    expected = train(whole, adamw, task, plan)
     saver = StopAt(step)
     with pytest.raises(Stop):
-        train(adapter_of(task), adamw, task, PLAN, saver)
+        train(adapter_of(task), adamw, task, plan, saver)
     resumed = adapter_of(task)
-    done = train(resumed, adamw, task, PLAN, StopAt(state=saver.state))
+    done = train(resumed, adamw, task, plan, StopAt(state=saver.state))
     assert torch.equal(resumed.weight, whole.weight)
     assert [vars(t) for t in done.trials] == [vars(t) for t in expected.trials]
+
+
+def test_looks_within_a_pass_are_of_the_parameters_then_and_of_the_images_so_far(task):
+    """Against a loop by hand over the batches that the filter was given: 20 images, one a step, a look at every fourth."""
+    given, heard = [], []
+
+    def recording(adapter, _):
+        optimizer = OnlineKalman(adapter)
+        step = optimizer.step
+        optimizer.step = lambda x, y: given.append((x, y)) or step(x, y)
+        return optimizer
+
+    report = lambda trial, epoch, values: heard.append((epoch, values))
+    train(adapter_of(task), recording, task, Plan(batch_size=1, validate_every=0.2), report=report)
+    adapter, loss = adapter_of(task), 0.0
+    by_hand = OnlineKalman(adapter)
+    wanted = [(0, validation_scores(adapter, task.val))]
+    for seen, (x, y) in enumerate(given, start=1):
+        loss += by_hand.step(x, y).loss
+        if seen % 4 == 0:
+            wanted.append((seen / 20, validation_scores(adapter, task.val) | {"train_loss": loss / seen}))
+    assert [epoch for epoch, _ in heard] == [epoch for epoch, _ in wanted] == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    for (_, values), (_, expected) in zip(heard, wanted, strict=True):
+        assert {name: values[name] for name in expected} == pytest.approx(expected, rel=1e-12)
+    right = adapter(task.val.inputs).argmax(1) == task.val.labels
+    assert heard[-1][1]["val_accuracy"] == pytest.approx(float(right.double().mean()))
+
+
+@pytest.mark.parametrize("every", [1e-9, 0.1, 0.3, 0.5])
+def test_looks_within_a_pass_change_nothing_that_is_kept(task, every):
+    plain, looked_at = adapter_of(task), adapter_of(task)
+    expected = train(plain, adamw, task, PLAN)
+    done = train(looked_at, adamw, task, replace(PLAN, validate_every=every))
+    assert torch.equal(plain.weight, looked_at.weight)
+    assert (done.kept.rate, done.kept.epoch) == (expected.kept.rate, expected.kept.epoch)
+    for one, other in zip(done.trials, expected.trials, strict=True):
+        assert [point for point in one.curve if point["epoch"].is_integer()] == other.curve
+        assert len(one.curve) > len(other.curve)
+        epochs = [point["epoch"] for point in one.curve]
+        assert epochs == sorted(set(epochs)) and len(epochs) <= len(other.curve) + 2 * 6  # of three batches
+
+
+def test_the_seconds_are_those_of_the_steps_of_a_trial_and_a_resumed_one_goes_on_counting(task, monkeypatch):
+    clock = iter(range(10_000))
+    monkeypatch.setattr("clipkal.training.loop.time.perf_counter", lambda: next(clock))  # a step takes 1
+    heard, saver = [], StopAt(20)
+    report = lambda trial, epoch, values: heard.append((trial, epoch, values["seconds"]))
+    with pytest.raises(Stop):
+        train(adapter_of(task), adamw, task, PLAN, saver, report)
+    train(adapter_of(task), adamw, task, PLAN, StopAt(state=saver.state), report)
+    assert heard == [(trial, epoch, 3 * epoch) for trial in range(3) for epoch in range(7)]
 
 
 def test_members_are_what_other_seeds_would_have_learnt(task):

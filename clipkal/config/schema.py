@@ -36,6 +36,9 @@ Epochs = Annotated[
         description="a whole number from 1 to 99999 (0 would report the zero-shot classifier under the method's name)",
     ),
 ]
+PartOfPass = Annotated[
+    Finite, Field(gt=0, le=1, description="a number above 0 and at most 1 (1 = after each whole pass)")
+]
 Channels = Annotated[list[Finite], Field(min_length=3, max_length=3, description="a list of 3 numbers")]
 Deviations = Annotated[
     list[Positive], Field(min_length=3, max_length=3, description="a list of 3 numbers greater than 0")
@@ -296,4 +299,6 @@ class Config:
     # what stays on disk beside the figures: the model and every image's predictions, one of them, or neither (results)
     keep: Literal["all", "predictions", "model", "results"] = "all"
     checkpoint_every: Annotated[Finite, Field(ge=0)] = 30.0  # seconds between training checkpoints
+    # passes between two looks at the validation images: 0.1 = ten a pass, for the curves; what is kept is chosen after whole passes
+    validate_every: PartOfPass = 1.0
     sweep: SweepConfig = field(default_factory=SweepConfig)

@@ -7,14 +7,21 @@ from clipkal.tracking import Mirror
 from clipkal.training import Progress, Training
 from clipkal.training.scores import curve_values, step_figures
 
-NAMES = {"train_loss": "train/loss", "val_nll": "val/nll", "log_evidence": "posterior/log_evidence"}
-"""What the means of an epoch are called; log_evidence is an image's."""
+NAMES = {
+    "train_loss": "train/loss",
+    "val_nll": "val/nll",
+    "val_accuracy": "val/accuracy",
+    "log_evidence": "posterior/log_evidence",
+    "seconds": "train/step_seconds",
+}
+"""What the means of an epoch are called; log_evidence is an image's. And the seconds that the trial has spent in steps so far."""
 
 
 class Curves:
     """Gives a mirror the curves of one run, over epochs, images seen and steps.
 
-    A run with one trial has `train/*`, `val/*` and `posterior/*`: a point an epoch, and within epochs as many of the steps
+    A run with one trial has `train/*`, `val/*` and `posterior/*`: a point an epoch, or more of them where `validate_every` asks
+    for looks at the validation images within epochs, and as many of the steps
     as make at most `points` of the whole run. One that tries several learning rates has `trials/lr-<rate>/*` while it
     goes, and at its end `train/*` and `val/*` of the trial that was kept.
 
@@ -26,10 +33,10 @@ class Curves:
         self.images = 0
         self.rates: Sequence[float | None] = ()
         self.steps = 0
-        self.last_epoch = 0
+        self.last_epoch = 0.0
 
-    def epoch(self, trial: int, epoch: int, values: Mapping[str, float]) -> None:
-        """The means of an epoch, named as in metrics.csv."""
+    def epoch(self, trial: int, epoch: float, values: Mapping[str, float]) -> None:
+        """The means of an epoch, or of a part of one, named as in metrics.csv."""
         self.last_epoch = epoch
         named = {NAMES.get(name, name): value for name, value in values.items()}
         if len(self.rates) > 1:
@@ -55,7 +62,7 @@ class Curves:
             return
         for point in training.kept.curve:
             values = {name: value for name, value in point.items() if name != "epoch"}
-            self._log({NAMES.get(name, name): value for name, value in values.items()}, round(point["epoch"]))
+            self._log({NAMES.get(name, name): value for name, value in values.items()}, point["epoch"])
 
-    def _log(self, values: Mapping[str, float], epoch: int) -> None:
-        self.mirror.log(values, epoch=epoch, images_seen=epoch * self.images, step=self.steps)
+    def _log(self, values: Mapping[str, float], epoch: float) -> None:
+        self.mirror.log(values, epoch=epoch, images_seen=round(epoch * self.images), step=self.steps)

@@ -106,12 +106,17 @@ class Recorder:
         state = Checkpoint.load(self.path, self.fingerprint)
         if state:
             log.info("going on from the checkpoint in %s", self.directory.path)
-            self.directory.trim(_step(state["trial"], state["epoch"] + 1))
+            self.directory.trim(_step(state["trial"], self._next_point(state)))
             if self.mirror.wants_all:
                 self._replay()
         else:
             self.directory.trim(0)
         return state
+
+    def _next_point(self, state: State) -> float:
+        """Where every point from here on has yet to be logged: half an image on, but an epoch at its end."""
+        seen = state.get("images", 0)  # absent from a state of before there were looks within an epoch
+        return float(state["epoch"] + min(1.0, (seen + 0.5) / len(self.task.shots)))
 
     def after_step(self, state: Callable[[], State]) -> None:
         """Saves a checkpoint when it is time, or when the run was asked to stop."""
@@ -125,14 +130,15 @@ class Recorder:
 
     def _replay(self) -> None:
         """Gives the mirror the epochs that metrics.csv has from before the interruption."""
-        epochs: dict[int, dict[str, float]] = {}
+        epochs: dict[float, dict[str, float]] = {}
         for step, _, _, metric, value in self.directory.logged():
             epochs.setdefault(step, {})[metric] = value
         for step, values in epochs.items():
-            self.curves.epoch(*divmod(step, EPOCHS), values)
+            trial, epoch = divmod(step, EPOCHS)
+            self.curves.epoch(int(trial), epoch, values)
 
-    def epoch(self, trial: int, epoch: int, values: dict[str, float]) -> None:
-        """The lines for a finished epoch of a trial: its means, and what the optimiser said after its last step."""
+    def epoch(self, trial: int, epoch: float, values: dict[str, float]) -> None:
+        """The lines for a point of a trial's curve: its means and, after an epoch, what the optimiser said after its last step."""
         named = {name: value for name, value in values.items() if name != "epoch"}
         self.directory.log_all(_step(trial, epoch), f"trial{trial}", self.cfg.dataset.name, named)
         self.curves.epoch(trial, epoch, named)
@@ -275,8 +281,8 @@ def classes_record(task: FewShotTask, backbone: Backbone | None) -> dict[str, An
     }
 
 
-def _step(trial: int, epoch: int) -> int:
-    """One growing step number over all trials: trials have fewer than 100,000 epochs."""
+def _step(trial: int, epoch: float) -> float:
+    """One growing step number over all trials, which have fewer than 100,000 epochs; no whole number within an epoch."""
     return trial * EPOCHS + epoch
 
 

@@ -11,7 +11,7 @@ from clipkal.report.bars import calibration_bars
 from clipkal.report.collect import Run
 from clipkal.report.figures import over_shots
 from clipkal.report.metric import METRICS
-from clipkal.report.passes import passes_figure
+from clipkal.report.passes import learning_figures
 from clipkal.report.rank_view import rank_figure
 from clipkal.report.reliability import MARKS, reliability_grid
 from clipkal.report.risk import risk_figure
@@ -49,7 +49,7 @@ def _family(rows: list[Row], runs: Sequence[Run], problem: Problem) -> dict[str,
         which = "" if few == panels else f": ID and the {MOST_PANELS - 1} sets with the largest ECE"
         figures[f"Reliability, one seed{which}"] = reliability_grid(few)
     figures["Risk against coverage"] = risk_figure(rows, runs, problem)
-    figures["Learning curves, pass by pass"] = passes_figure(rows, runs, problem)
+    figures |= learning_figures(rows, runs, problem)
     if any(row.trained and (COST, "seconds") in row.values for row in rows):
         figures["Cost beside quality"] = cost_against_quality(rows)
     return {caption: figure for caption, figure in figures.items() if figure is not None}

@@ -33,6 +33,7 @@ SUMMARY = {
 CURVES = {
     "Learning": {
         "val/nll": "validation NLL",
+        "val/accuracy": "validation accuracy",
         "train/loss": "training loss",
         "train/batch_loss": "loss before each step",
     },

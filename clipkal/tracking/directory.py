@@ -231,7 +231,7 @@ class RunDirectory:
 
     # -- what a run leaves behind ----------------------------------------------------------------------------
 
-    def trim(self, step: int) -> None:
+    def trim(self, step: float) -> None:
         """Drops logged rows at or after `step`, which a resumed run is about to log again."""
         self._metrics.trim(step)
 
@@ -239,11 +239,11 @@ class RunDirectory:
         """The rows of metrics.csv: step, split, dataset, metric, value."""
         return self._metrics.rows()
 
-    def log(self, step: int, split: str, dataset: str, metric: str, value: float) -> None:
+    def log(self, step: float, split: str, dataset: str, metric: str, value: float) -> None:
         """Appends one row to metrics.csv."""
         self._metrics.append([(step, split, dataset, metric, value)])
 
-    def log_all(self, step: int, split: str, dataset: str, metrics: Mapping[str, float]) -> None:
+    def log_all(self, step: float, split: str, dataset: str, metrics: Mapping[str, float]) -> None:
         """Appends one row for each metric, in one write."""
         self._metrics.append([(step, split, dataset, name, value) for name, value in metrics.items()])
 

@@ -26,6 +26,7 @@ EXCLUDED = (
     "figures",  # whether a diagram is drawn
     "keep",  # which of its files a run leaves behind
     "checkpoint_every",  # how often a run can be taken up again
+    "validate_every",  # how many points its curves have
     "sweep",  # what becomes of other jobs
     "tracking",  # what is mirrored to W&B
     "wandb",

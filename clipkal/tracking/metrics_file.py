@@ -1,8 +1,12 @@
-"""metrics.csv: step, split, dataset, metric, value; a long table that survives a crash at any byte."""
+"""metrics.csv: step, split, dataset, metric, value; a long table that survives a crash at any byte.
+
+The step is a number that grows; within a pass over the shots it is no whole one.
+"""
 
 import csv
 import io
 import logging
+import math
 import re
 from collections.abc import Callable, Sequence
 from io import FileIO
@@ -16,7 +20,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = ("step", "split", "dataset", "metric", "value")
 LINE_BREAKS = re.compile(r"[\r\n]+")
-Row = tuple[int, str, str, str, float]
+Row = tuple[float, str, str, str, float]
 
 
 class MetricsFile:
@@ -28,7 +32,7 @@ class MetricsFile:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Adds rows at the end; the values are written so that they read back exactly."""
-        data = _lines([(str(int(s)), *map(str, words), repr(float(v))) for s, *words, v in rows])
+        data = _lines([(_number(s), *map(str, words), repr(float(v))) for s, *words, v in rows])
         with writing(self.path):
             file = self._open()
             start = file.seek(0, io.SEEK_END)
@@ -55,15 +59,15 @@ class MetricsFile:
         """Every whole row."""
         if not self.path.exists():
             return []
-        return [(int(row[0]), row[1], row[2], row[3], float(row[4])) for row in self._read()[0]]
+        return [(_step(row[0]), row[1], row[2], row[3], float(row[4])) for row in self._read()[0]]
 
     def repair(self) -> None:
         """Drops what a crash left half-written."""
         self._keep(lambda _: True)
 
-    def trim(self, step: int) -> None:
+    def trim(self, step: float) -> None:
         """Drops rows at or after `step`."""
-        self._keep(lambda row: int(row[0]) < step)
+        self._keep(lambda row: _step(row[0]) < step)
 
     def _keep(self, wanted: Callable[[list[str]], bool]) -> None:
         if not self.path.exists():
@@ -100,10 +104,22 @@ def _lines(rows: Sequence[Sequence[str]]) -> bytes:
     return buffer.getvalue().encode(errors="backslashreplace")
 
 
+def _number(step: float) -> str:
+    return str(int(step)) if step == int(step) else repr(float(step))
+
+
+def _step(text: str) -> float:
+    """Whole numbers as such; ValueError for what is no number, or not a finite one."""
+    step = float(text)
+    if not math.isfinite(step):
+        raise ValueError(text)
+    return int(step) if step.is_integer() else step
+
+
 def _parse(line: str) -> list[str] | None:
     try:
         (row,) = csv.reader([line], strict=True)
-        int(row[0]), float(row[4])
+        _step(row[0]), float(row[4])
     except (csv.Error, ValueError, IndexError):
         return None
     return row if len(row) == len(COLUMNS) else None

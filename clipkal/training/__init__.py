@@ -2,6 +2,6 @@
 
 from clipkal.training.loop import train
 from clipkal.training.plan import Build, Plan, Progress, State, Training
-from clipkal.training.scores import validation_nll
+from clipkal.training.scores import validation_scores
 
-__all__ = ["Build", "Plan", "Progress", "State", "Training", "train", "validation_nll"]
+__all__ = ["Build", "Plan", "Progress", "State", "Training", "train", "validation_scores"]

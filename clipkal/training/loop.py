@@ -2,8 +2,8 @@
 
 A run is a list of *trials* (one per learning rate; a Kalman filter has no learning rate and so one trial).
 Each trial starts from the zero-shot adapter, sees the same batches and is judged by the negative
-log-likelihood of the validation images after every epoch. Everything random is a pure function of (seed,
-epoch), so a run that is killed and resumed gives the same numbers.
+log-likelihood of the validation images after every epoch; looks at them within an epoch are for the curves alone.
+Everything random is a pure function of (seed, epoch), so a run that is killed and resumed gives the same numbers.
 
 An ensemble has several *members*, each with all trials of its own. Member m is what the run's seed + m would have learnt
 from the same shots: it sees them in another order. Users who run several seeds draw other validation images as well; here
@@ -34,7 +34,7 @@ from clipkal.training.plan import (
     Trial,
     Watch,
 )
-from clipkal.training.scores import curve_values, step_figures, validation_nll
+from clipkal.training.scores import curve_values, step_figures, validation_scores
 
 
 def train(
@@ -91,6 +91,7 @@ class _Loop:
         self.best: dict[int, State] = {}  # of every member so far
         self.epoch = self.position = 0
         self.sums: dict[str, float] = {}  # over the images of this epoch so far
+        self.seconds = 0.0  # spent in the steps of this trial
         self.last_step: dict[str, float] = {}
 
     def begin(self, index: int) -> None:
@@ -98,8 +99,8 @@ class _Loop:
         rate = self.plan.rate(index)
         self.optimizer = self._built(rate)
         self.trials.append(Trial(rate, 0, None))
-        self.epoch, self.position, self.sums, self.last_step = 0, 0, {}, {}
-        self._judge(index, 0, {})
+        self.epoch, self.position, self.sums, self.last_step, self.seconds = 0, 0, {}, {}, 0.0
+        self._judge(index, {})
 
     def _built(self, rate: float | None) -> BatchOptimizer:
         """The optimiser of a trial, which has been shown the validation set where that is features: no image is read for it."""
@@ -127,23 +128,41 @@ class _Loop:
             chosen = batches[position]
             _seed(_mix(seed, self.epoch * len(batches) + position), self.device)
             inputs, labels = self.shots.inputs[chosen], self.shots.labels[chosen]
+            started = time.perf_counter()
             info = self.optimizer.step(inputs.to(self.device), labels.to(self.device))
+            self.seconds += time.perf_counter() - started
             self._add(info, len(chosen))
             self.last_step = step_figures(info)
             self.position = position + 1
             if self.watch:
                 self.watch(self._progress(len(batches), len(chosen)), info)
+            if self._looks(len(chosen)):
+                self._point(index, self.epoch + self._seen / len(self.shots.labels), self._means(), {})
             if self.saver:
                 self.saver.after_step(lambda: self.state(index))
-        self.epoch, self.position = self.epoch + 1, 0
-        means = {name: total / len(self.shots.labels) for name, total in self.sums.items()}
-        self.sums = {}
-        self._judge(index, self.epoch, means)
+        means = self._means()
+        self.epoch, self.position, self.sums = self.epoch + 1, 0, {}
+        self._judge(index, means)
+
+    @property
+    def _seen(self) -> int:
+        """Images of this epoch so far."""
+        count = len(self.shots.labels)
+        return min(count, self.position * (self.plan.batch_size or count))
+
+    def _means(self) -> dict[str, float]:
+        """Over the images of this epoch so far."""
+        return {name: total / self._seen for name, total in self.sums.items()}
+
+    def _looks(self, batch: int) -> bool:
+        """Whether the batch that ended now reached the place of a look within the epoch."""
+        count = len(self.shots.labels)
+        every = max(1, round(self.plan.validate_every * count))
+        return self._seen < count and self._seen // every > (self._seen - batch) // every
 
     def _progress(self, batches: int, batch: int) -> Progress:
         count = len(self.shots.labels)
-        seen = min(count, self.position * (self.plan.batch_size or count))
-        done, images = self.epoch * batches + self.position, self.epoch * count + seen
+        done, images = self.epoch * batches + self.position, self.epoch * count + self._seen
         steps = self.plan.epochs * batches
         return Progress(done, steps, images / count, images, batch, self.optimizer)
 
@@ -167,15 +186,24 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * factor
 
-    def _judge(self, index: int, epoch: int, means: dict[str, float]) -> None:
-        """Scores the parameters after `epoch`, which had these means, and remembers them if they are to be kept so far."""
-        val_nll = validation_nll(self.adapter, self.task.val, self.plan.member(index))
-        trial = self.trials[index]
-        values = {"epoch": float(epoch), **means}
-        values |= {"val_nll": val_nll} if val_nll is not None else {}
-        trial.curve.append(values)
+    def _point(
+        self, index: int, epoch: float, means: dict[str, float], step: dict[str, float]
+    ) -> float | None:
+        """Adds a point to the trial's curve and reports it; returns the validation NLL.
+
+        step: what to report beside it of the last step.
+        """
+        scores = validation_scores(self.adapter, self.task.val, self.plan.member(index))
+        values = {"epoch": float(epoch), **means, **scores}
+        self.trials[index].curve.append(values)
         if self.report:
-            self.report(index, epoch, values | curve_values(self.optimizer, self.last_step))
+            self.report(index, epoch, {**values, "seconds": self.seconds, **step})
+        return scores.get("val_nll")
+
+    def _judge(self, index: int, means: dict[str, float]) -> None:
+        """Scores the parameters after an epoch, which had these means, and remembers them if they are to be kept so far."""
+        epoch, trial = self.epoch, self.trials[index]
+        val_nll = self._point(index, epoch, means, curve_values(self.optimizer, self.last_step))
         if val_nll is None or self.plan.keep == "last":
             kept = epoch == self.plan.epochs
         else:
@@ -205,7 +233,9 @@ class _Loop:
             "trial": index,
             "epoch": self.epoch,
             "position": self.position,
+            "images": self._seen,
             "sums": self.sums,
+            "seconds": self.seconds,
             "last_step": self.last_step,
             "adapter": self.adapter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -223,6 +253,7 @@ class _Loop:
         best = state["best"]
         self.best = {0: best} if "score" in best else best  # a state from before there were members
         self.sums, self.last_step = state["sums"], state["last_step"]
+        self.seconds = state.get("seconds", 0.0)  # absent from a state of before it was counted
         self.trials = [Trial(**trial) for trial in state["trials"]]
         return index
 

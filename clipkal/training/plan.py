@@ -22,6 +22,8 @@ class Plan:
     schedule: cosine (to zero over the epochs) or constant.
     keep: best = the epoch with the lowest validation NLL, epoch 0 (zero-shot) included; last = the final one.
     members: of an ensemble, 1 for a single model.
+    validate_every: passes from one look at the validation images to the next, at most 1. Looks within a pass are for the
+        curves: what is kept is chosen after whole passes.
     """
 
     rates: tuple[float | None, ...] = (None,)
@@ -31,6 +33,7 @@ class Plan:
     keep: str = "last"
     seed: int = 1
     members: int = 1
+    validate_every: float = 1.0
 
     @property
     def trials(self) -> int:
@@ -48,7 +51,11 @@ class Plan:
 
 @dataclass
 class Trial:
-    """One learning rate's outcome: the kept epoch, its validation NLL (None without validation images) and the curve per epoch."""
+    """One learning rate's outcome: the kept epoch, its validation NLL (None without validation images) and the curve.
+
+    A point of the curve stands after an epoch, or after a part of one where `Plan.validate_every` asks for that: `epoch` is then
+    no whole number, and the means are those of the images so far in the epoch.
+    """
 
     rate: float | None
     epoch: int
@@ -106,9 +113,12 @@ class Saver(Protocol):
 
 
 class Report(Protocol):
-    """Hears about every finished epoch: its means, and the `curve_values` of its last step."""
+    """Hears about every point of a trial's curve, `seconds` among its values: those that the trial has spent in steps so far.
 
-    def __call__(self, trial: int, epoch: int, values: dict[str, float]) -> None: ...
+    Of a finished epoch also the `curve_values` of its last step.
+    """
+
+    def __call__(self, trial: int, epoch: float, values: dict[str, float]) -> None: ...
 
 
 @dataclass(frozen=True)

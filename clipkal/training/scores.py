@@ -1,4 +1,4 @@
-"""What is known of a model while it learns: its validation NLL, and what its optimiser reports."""
+"""What is known of a model while it learns: how it does on the validation images, and what its optimiser reports."""
 
 import math
 
@@ -27,20 +27,24 @@ def curve_values(optimizer: BatchOptimizer, last_step: dict[str, float]) -> dict
     return {f"{place}/{name}": value for name, value in found.items()}
 
 
-def validation_nll(adapter: Adapter, val: LabelledSet | None, draw: int = 0) -> float | None:
-    """Mean negative log-likelihood (nats) of the validation images; None without any; infinity where it is not finite.
+def validation_scores(adapter: Adapter, val: LabelledSet | None, draw: int = 0) -> dict[str, float]:
+    """Of the validation images `val_nll`, the mean negative log-likelihood (nats), and `val_accuracy` (0…1); none without any.
+
+    Where a logit is not finite `val_nll` is infinity, and there is no accuracy.
 
     draw: 0 for all of them; else the number of a drawing of as many from them, with replacement.
     """
     if val is None or len(val.labels) == 0:
-        return None
+        return {}
     try:
         reader = Reader(adapter, batch_size=adapter.batch_size)
         logits = reader.logits(val.inputs, len(val.labels), "validation")
     except FloatingPointError:
-        return math.inf
+        return {"val_nll": math.inf}
+    labels = val.labels
     if draw:
         generator = torch.Generator().manual_seed(draw)
         rows = torch.randint(len(logits), (len(logits),), generator=generator)
-        return float(F.cross_entropy(logits[rows], val.labels[rows]))
-    return float(F.cross_entropy(logits, val.labels))
+        logits, labels = logits[rows], labels[rows]
+    right = (logits.argmax(1) == labels).double().mean()
+    return {"val_nll": float(F.cross_entropy(logits, labels)), "val_accuracy": float(right)}

@@ -11,13 +11,15 @@ from clipkal.report.aggregate import Row, aggregate
 from clipkal.report.collect import Collection, collect
 from clipkal.report.command import main
 from clipkal.report.draw import draw
-from clipkal.report.passes import learning_curves, passes_figure
+from clipkal.report.passes import learning_curves, learning_figures
 from clipkal.report.risk import COVERAGE, risk_curves, risk_figure
 from clipkal.report.scatter import cost_against_quality, id_against_ood
 from clipkal.report.table import HEAD, cost
 from clipkal.report.values import COST, ID, MEAN_OOD
+from clipkal.tracking.metrics_file import MetricsFile
 
-NEW = {"Risk against coverage", "Learning curves, pass by pass", "Cost beside quality"}
+OVER_IMAGES, OVER_SECONDS = "Learning curves over images seen", "Learning curves over seconds"
+NEW = {"Risk against coverage", OVER_IMAGES, "Cost beside quality"}
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +63,35 @@ def test_learning_curves_are_of_the_kept_trial_and_count_images(whole: Path) -> 
     run = next(run for run in found.runs if run.run["method"] == "adamw")
     curves = learning_curves(run.path / "metrics.csv", 1, 24)
     points = run.training["trials"][1]["curve"]
-    assert curves["val_nll"] == [(24 * p["epoch"], p["val_nll"]) for p in points]
-    assert [x for x, _ in curves["train_loss"]] == [24.0 * epoch for epoch in range(1, 9)]
-    figure = passes_figure(rows, found.runs, print)
-    assert figure is not None and [axes.get_title(loc="left") for axes in figure.axes] == [
+    assert curves["val_nll"] == {24 * p["epoch"]: p["val_nll"] for p in points}
+    assert list(curves["train_loss"]) == [24.0 * epoch for epoch in range(1, 9)]
+    figures = learning_figures(rows, found.runs, print)
+    assert set(figures) == {OVER_IMAGES}  # these runs have not counted their seconds
+    figure = figures[OVER_IMAGES]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
         "NLL on validation images (nats)",
         "Training loss (nats)",
     ]
     kept = [line for line in figure.axes[0].lines if line.get_marker() == "s" and len(line.get_xdata())]
-    assert [line.get_xdata()[0] for line in kept] == [24 * run.training["epoch"]] * 2  # a seed each
+    assert [line.get_xdata()[line.get_markevery()[0]] for line in kept] == [24 * run.training["epoch"]] * 2
+
+
+def test_parts_of_a_pass_and_seconds_have_their_places_in_the_learning_curves(tmp_path: Path) -> None:
+    path = write_run(tmp_path, method="kalman", n=20, whole=True)
+    (path / "metrics.csv").unlink()
+    log, accuracy = MetricsFile(path / "metrics.csv"), {0: 0.5, 0.25: 0.6, 1 / 3: 0.7, 1: 0.8}
+    for epoch, value in accuracy.items():
+        named = {"val_accuracy": value, "seconds": 2 * epoch}
+        log.append([(epoch, "trial0", "digits", name, one) for name, one in named.items()])
+    log.close()
+    rows, found = read(tmp_path)
+    figures = learning_figures(rows, found.runs, print)
+    for caption, x in ((OVER_IMAGES, [0, 6, 8, 24]), (OVER_SECONDS, [0, 0.5, 2 / 3, 2])):
+        (axes,) = figures[caption].axes
+        assert axes.get_title(loc="left") == "Accuracy on validation images (%)"
+        assert list(axes.lines[0].get_xdata()) == pytest.approx(x)
+        assert list(axes.lines[0].get_ydata()) == pytest.approx([50, 60, 70, 80])
+        assert axes.lines[1].get_markevery() == [3]  # the kept pass
 
 
 def test_cost_beside_quality(whole: Path) -> None:
@@ -139,14 +161,14 @@ def test_a_damaged_file_is_named_and_its_run_left_out_of_the_figure(
     (path / name).write_bytes(content)
     rows, found = read(tmp_path)
     problems: list[str] = []
-    make = risk_figure if name.startswith("predictions") else passes_figure
-    assert make(rows, found.runs, problems.append) is not None
+    make = risk_figure if name.startswith("predictions") else learning_figures
+    assert make(rows, found.runs, problems.append)
     (line,) = problems
     assert (
         line.startswith(f"{path}/{name} cannot be read (") and "left out of the" in line and "\n" not in line
     )
     (tmp_path / path.relative_to(tmp_path).parent / "4shot-seed1" / name).write_bytes(content)
-    assert make(rows, found.runs, problems.append) is None and len(problems) == 3
+    assert not make(rows, found.runs, problems.append) and len(problems) == 3
 
 
 def test_the_command_says_what_it_left_out_of_a_figure(

@@ -51,6 +51,7 @@ def test_id_in_this_version_has_not_moved() -> None:
         {"dataset": {"name": "dtd", "path": None, "ood": ["blur", "noise"], "download": True}},
         {"wandb": {"project": "x"}},
         {"checkpoint_every": 1.0},
+        {"validate_every": 0.1},
     ],
 )
 def test_id_ignores_what_changes_no_number(change: dict) -> None:
