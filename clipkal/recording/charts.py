@@ -28,7 +28,7 @@ MOST_SETS = 12
 """Sets in one chart, and sets of which images are shown."""
 POINTS = 30
 """Points of a risk–coverage curve."""
-RANDOM, MISTAKES, PIXELS = 8, 4, 96
+RANDOM, MISTAKES, PIXELS = 4, 4, 96
 """Images shown of each set: drawn at random, and the most confident mistakes; and their longer side."""
 
 
