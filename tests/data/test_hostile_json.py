@@ -118,7 +118,6 @@ def places(node, depth=0):
             yield from places(child, depth + 1)
 
 
-@pytest.mark.timeout(3600)  # for the slow ones
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.parametrize("kind", ["split", "variants", "names", "lines", "map", "shots", "index"])
 def test_a_hostile_file_is_read_rightly_or_refused_in_one_line(kind, count, tmp_path, feature_dataset):
