@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from clipkal.data import Dataset, FeatureSet, ImageSet
+from clipkal.data.checks import check_sets
 from clipkal.data.sets import occurring_classes
 from clipkal.errors import DataError
 
@@ -149,3 +150,13 @@ def test_ids_that_no_file_can_hold_are_refused():
 
 def test_occurring_classes_are_the_label_space_of_a_partial_set():
     assert occurring_classes(torch.tensor([5, 1, 5])) == [1, 5]
+
+
+def test_an_endless_name_does_not_flood_the_line_that_tells_of_it():
+    sets = {"train": image_set(), "test": image_set(), "s" * 5000 + "ky": image_set(0)}
+    with pytest.raises(DataError) as caught:
+        check_sets("toy", 3, sets)
+    said = str(caught.value)
+    assert said.startswith("toy: the set 'sss")
+    assert said.endswith("ssky' holds no image")
+    assert len(said) < 300
