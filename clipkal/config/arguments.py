@@ -49,7 +49,7 @@ def prepared(arguments: Sequence[str]) -> list[str]:
     for word in settings:
         _check(word, many)
     settings = [renamed(word) for word in settings]
-    return [*flags, *_left_to_jobs(settings), *([VERBOSE] if found.verbose else [])]
+    return [*flags, *(_left_to_jobs(settings) if many else settings), *([VERBOSE] if found.verbose else [])]
 
 
 def asked_for_help(arguments: Sequence[str]) -> list[str] | None:

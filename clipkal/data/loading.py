@@ -35,6 +35,8 @@ def load_dataset(cfg: Any, root: str | Path) -> Dataset:
     """
     spec = read_spec(cfg, root)
     require_path(spec, root)
+    if spec.id_domain in spec.order and spec.id_domain not in spec.elsewhere:
+        log.info("dataset.ood: %r is learnt from, so it is no OOD set here", spec.id_domain)
     dataset: Dataset = importlib.import_module(f"clipkal.data.{spec.source}").load(spec)
     if spec.class_names is None and dataset.text_features is None:
         _ask_for_names(spec, dataset.class_names)

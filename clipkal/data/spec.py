@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,6 @@ from omegaconf import OmegaConf
 from clipkal.data.class_files import ClassNames, class_map, class_names
 from clipkal.data.names import choose, shown
 from clipkal.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 SOURCES = (
     "rendered", "digits", "folder", "table", "archive", "features", "coop", "torchvision", "huggingface",
@@ -139,7 +136,6 @@ def read_spec(cfg: Any, root: str | Path) -> DataSpec:
     domains, shifts, corruptions, order = _read_ood(_get(cfg, "ood"), _get(cfg, "shifts"), root, tree)
     if (own := _get(cfg, "id_domain")) in (domains or ()):  # as in a sweep over dataset.id_domain
         domains = [name for name in domains or () if name != own]
-        log.info("%s", f"dataset.ood: {own!r} is learnt from, so it is no OOD set here")
     configs = _get(cfg, "configs")
     return DataSpec(
         name=str(name),
